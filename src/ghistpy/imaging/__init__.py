@@ -1,0 +1,1 @@
+"""Images as arrays: stain, morphology of nuclei, tissue, watershed."""
