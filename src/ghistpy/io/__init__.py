@@ -1,0 +1,17 @@
+"""Files into containers, tables into stores."""
+
+from ghistpy.io.sources import get_element, get_mpp, open_image, open_labels, open_slide, rgb_source
+from ghistpy.io.tables import ensure_can_save, make_table, save, write_table
+
+__all__ = [
+    "ensure_can_save",
+    "get_element",
+    "get_mpp",
+    "make_table",
+    "open_image",
+    "open_labels",
+    "open_slide",
+    "rgb_source",
+    "save",
+    "write_table",
+]
