@@ -71,7 +71,7 @@ def test_grouped_choice_equals_leave_one_group_out():
 
 
 def test_mask_fits_each_target_on_its_rows():
-    X, Y, rng = _data()
+    X, Y, _rng = _data()
     mask = np.ones(Y.shape, bool)
     mask[:100, 1] = mask[:100, 4] = False
     mask[200:, 2] = False
@@ -85,7 +85,7 @@ def test_mask_fits_each_target_on_its_rows():
 
 
 def test_sparse_chunks_and_zero_weight_rows(monkeypatch):
-    X, Y, rng = _data()
+    X, Y, _rng = _data()
     Y = np.maximum(Y - 1e4, 0)
     whole = fit_ridge(X[:250], Y[:250], alphas=[1.0, 10.0])
     monkeypatch.setattr("ghistpy.stats.ridge._CHUNK", 37)

@@ -301,13 +301,9 @@ def fit_ridge(
         # rough centring keeps the moments of far-off targets exact
         shift = _dense(Y, rows[: min(len(rows), 1024)], columns)
         shift = np.where(np.isfinite(shift), shift, 0.0).mean(0)
-        parts = [
-            _moments(X, Y, rows[fold[rows] == f], columns, standard, w, shift) for f in np.unique(fold[rows])
-        ]
+        parts = [_moments(X, Y, rows[fold[rows] == f], columns, standard, w, shift) for f in np.unique(fold[rows])]
         if len(penalties) > 1 and groups is not None and len(parts) < 2:
-            raise ValueError(
-                f"groups: {len(columns)} targets are observed in one group only; pass groups=None for GCV"
-            )
+            raise ValueError(f"groups: {len(columns)} targets are observed in one group only; pass groups=None for GCV")
         if len(penalties) > 1:
             scores[:, columns] = _gcv(parts[0], penalties) if groups is None else _grouped(parts, penalties)
         total.append((columns, _sum(parts), shift))
