@@ -1,0 +1,53 @@
+"""Tools: what is learnt from slides, predicted for nuclei and computed on tables.
+
+Verbs are imported when they are first used, so that ``import ghistpy.tl`` stays quick.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ghistpy.tl.aggregate import aggregate_spots
+    from ghistpy.tl.evaluate import evaluate
+    from ghistpy.tl.fit import fit
+    from ghistpy.tl.predict import predict_expression
+    from ghistpy.tl.split import split
+
+__all__ = ["split", "fit", "predict_expression", "aggregate_spots", "evaluate"]
+
+_MODULE_OF = {
+    "split": "split",
+    "fit": "fit",
+    "predict_expression": "predict",
+    "aggregate_spots": "aggregate",
+    "evaluate": "evaluate",
+}
+
+
+class _Verbs(ModuleType):
+    """A package whose attribute ``fit`` is the verb, also after somebody imported ``tl.fit``, its file."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # the import system binds a submodule to its parent under its own name
+        if isinstance(value, ModuleType) and name in _MODULE_OF:
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Verbs
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; there are {__all__}")
+    verb = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    globals()[name] = verb
+    return verb
+
+
+def __dir__() -> list[str]:
+    return __all__
