@@ -16,6 +16,7 @@ import logging
 import os
 import shutil
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -215,9 +216,13 @@ def _restore(store: Path, root: dict[str, bytes]) -> None:
 
 
 def _discard(staging: Path) -> None:
-    shutil.rmtree(staging, ignore_errors=True)
-    if staging.exists():
-        logger.warning("could not remove %s: delete it, it holds nothing that is needed", staging)
+    # after a failed write the threads of zarr may still be creating files for a moment
+    for attempt in range(6):
+        shutil.rmtree(staging, ignore_errors=True)
+        if not staging.exists():
+            return
+        time.sleep(0.02 * 2**attempt)
+    logger.warning("could not remove %s: delete it, it holds nothing that is needed", staging)
 
 
 def _recover(store: Path) -> None:

@@ -333,5 +333,7 @@ def save(sdata: SpatialData, table_key: str) -> None:
 
     table = get_element(sdata, "tables", table_key, "table_key")
     if store_path(sdata) is None:
-        raise ValueError(f"table_key={table_key!r}: this SpatialData has no store; write it first with sdata.write(path)")
+        raise ValueError(
+            f"table_key={table_key!r}: this SpatialData has no store; write it first with sdata.write(path)"
+        )
     write_table(sdata, table_key, table)
