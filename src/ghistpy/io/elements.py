@@ -1,0 +1,90 @@
+"""Arrays as image and labels elements at a known µm/px."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ghistpy import _keys
+
+if TYPE_CHECKING:
+    from xarray import DataArray, DataTree
+
+CHUNK = 512
+# images with a longer side than this get a pyramid
+PYRAMID_ABOVE = 2048
+# the coarsest level still fills a screen
+_SMALLEST_LEVEL = 1024
+
+
+def check_mpp(mpp: Any, argument: str = "mpp") -> float:
+    """µm per pixel as a positive float, or an error."""
+    if isinstance(mpp, bool) or not isinstance(mpp, (int, float, np.integer, np.floating)):
+        raise ValueError(f"{argument}={mpp!r}: expected µm per pixel as a number, such as {argument}=0.5")
+    if not np.isfinite(mpp) or mpp <= 0:
+        raise ValueError(f"{argument}={mpp!r}: expected a positive number of µm per pixel, such as {argument}=0.5")
+    return float(mpp)
+
+
+def to_microns(mpp: float) -> dict[str, Any]:
+    """The transformation that states µm/px: a Scale to the coordinate system ``"microns"``."""
+    from spatialdata.transformations import Scale
+
+    return {_keys.MICRONS: Scale([mpp, mpp], axes=("x", "y"))}
+
+
+def scale_factors(height: int, width: int) -> list[int] | None:
+    """Relative steps of the pyramid of an image of that size, None for a small one."""
+    longest, steps = max(height, width), []
+    if longest <= PYRAMID_ABOVE:
+        return None
+    while longest > _SMALLEST_LEVEL:
+        steps.append(2)
+        longest //= 2
+    return steps
+
+
+def image_element(array: Any, mpp: float) -> DataArray | DataTree:
+    """A (3, y, x) uint8 numpy or dask array as an image element, with a lazy pyramid when it is large.
+
+    Parameters
+    ----------
+    array
+        (3, y, x) uint8.
+    mpp
+        µm per pixel.
+
+    Returns
+    -------
+    DataArray or DataTree
+        Channels r, g, b; a Scale to ``"microns"``; chunks of 512 px.
+    """
+    import dask.array as da
+    from spatialdata.models import Image2DModel
+
+    if isinstance(array, np.ndarray):
+        array = da.from_array(array, chunks=(array.shape[0], CHUNK, CHUNK))
+    return Image2DModel.parse(
+        array,
+        dims=("c", "y", "x"),
+        c_coords=["r", "g", "b"],
+        transformations=to_microns(mpp),
+        scale_factors=scale_factors(*array.shape[-2:]),
+        chunks=(array.shape[0], CHUNK, CHUNK),
+    )
+
+
+def labels_element(array: Any, mpp: float) -> DataArray:
+    """A (y, x) integer numpy or dask array as a labels element, at one scale.
+
+    A pyramid by averaging would corrupt ids above 2**53, so there is none.
+    """
+    import dask.array as da
+    from spatialdata.models import Labels2DModel
+
+    if not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"labels: expected integers, got dtype {array.dtype}; floats merge ids above 2**24")
+    if isinstance(array, np.ndarray):
+        array = da.from_array(array, chunks=(CHUNK, CHUNK))
+    return Labels2DModel.parse(array, dims=("y", "x"), transformations=to_microns(mpp), chunks=(CHUNK, CHUNK))
