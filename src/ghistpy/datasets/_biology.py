@@ -15,12 +15,12 @@ NICHES = ("nest", "stroma", "aggregate")
 # name, then (median, sd of the log) of nucleus area in µm², of elongation = log(major / minor axis), of
 # the haematoxylin density (1 = average nucleus) and of its relative contrast inside the nucleus.
 _TYPES = (
-    ("Malignant", (68.0, 0.24), (0.22, 0.45), (0.80, 0.17), (0.34, 0.30)),
-    ("Fibroblast", (38.0, 0.24), (0.95, 0.28), (0.85, 0.16), (0.20, 0.30)),
-    ("Endothelial", (29.0, 0.20), (1.10, 0.25), (1.08, 0.14), (0.15, 0.30)),
-    ("T/NK", (25.0, 0.15), (0.12, 0.45), (1.42, 0.10), (0.12, 0.30)),
-    ("B", (31.0, 0.15), (0.13, 0.45), (1.20, 0.11), (0.21, 0.30)),
-    ("Macrophage", (46.0, 0.22), (0.45, 0.35), (0.74, 0.16), (0.24, 0.30)),
+    ("Malignant", (68.0, 0.22), (0.22, 0.40), (0.82, 0.15), (0.36, 0.28)),
+    ("Fibroblast", (38.0, 0.22), (0.95, 0.25), (0.86, 0.14), (0.19, 0.28)),
+    ("Endothelial", (28.0, 0.18), (1.15, 0.22), (1.14, 0.12), (0.14, 0.28)),
+    ("T/NK", (24.0, 0.14), (0.12, 0.40), (1.46, 0.09), (0.11, 0.28)),
+    ("B", (32.0, 0.14), (0.13, 0.40), (1.20, 0.10), (0.23, 0.28)),
+    ("Macrophage", (43.0, 0.18), (0.50, 0.28), (0.66, 0.13), (0.27, 0.28)),
 )
 TYPES = tuple(row[0] for row in _TYPES)
 FEATURE_MEAN = np.log(np.array([[pair[0] for pair in row[1:]] for row in _TYPES]))  # (types, features)
@@ -37,7 +37,7 @@ SPACE_PER_CELL = np.array([150.0, 330.0, 62.0])
 
 # Crowding: nuclei within this many µm, and the centre and scale that make it a z value.
 CROWDING_RADIUS = 20.0
-_CROWDING_CENTRE, _CROWDING_SCALE = 9.0, 4.5
+_CROWDING_CENTRE, _CROWDING_SCALE = 7.5, 3.5
 
 # sd of the log rate within a type when nothing is hidden, and of the log of a cell's depth when all is
 WITHIN_TYPE_SD = 0.6

@@ -90,11 +90,24 @@ def _relax(xy: np.ndarray, reach: float, needed, size_um: float, margin: np.ndar
     return xy
 
 
+def _interleave(row: np.ndarray, column: np.ndarray) -> np.ndarray:
+    """Morton code: the position on the Z-order curve."""
+    code = np.zeros(row.shape, np.int64)
+    for bit in range(16):
+        code |= ((row >> bit) & 1) << (2 * bit + 1) | ((column >> bit) & 1) << (2 * bit)
+    return code
+
+
 def _scatter(rng: np.random.Generator, tissue: Tissue, n_cells: int, size_um: float) -> np.ndarray:
     """Positions (n, 2) whose density follows the niches and which keep their distance, as cells do."""
     weight = 1.0 / biology.SPACE_PER_CELL[tissue.niche] * (tissue.lumen < 1.9)
-    cells = rng.choice(weight.size, n_cells, p=(weight / weight.sum()).ravel())
-    row, column = np.unravel_index(cells, weight.shape)
+    # systematic sampling along a curve that fills the plane: far more even than independent draws
+    row, column = (a.ravel() for a in np.indices(weight.shape))
+    curve = np.argsort(_interleave(row, column))
+    share = np.cumsum(weight.ravel()[curve])
+    draw = (np.arange(n_cells) + rng.random(n_cells)) / n_cells * share[-1]
+    cells = curve[np.minimum(np.searchsorted(share, draw, side="right"), len(curve) - 1)]
+    row, column = row[cells], column[cells]
     xy = (np.stack([column, row], axis=1) + rng.random((n_cells, 2))) * STEP
     xy = np.clip(xy, 0, size_um)
     crowd = size_um**2 / n_cells / (1 / weight.mean())
