@@ -5,6 +5,7 @@ import pytest
 from scipy import sparse
 
 from ghistpy.stats import skill as s
+from ghistpy.stats.metrics import Columns
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def test_within_type_equals_a_loop(cells):
     truth, predicted, baseline, codes = cells
     left_t, left_p = [], []
     within = s.WithinType(codes, 4)
-    pooled, by_type = within(truth, predicted)
+    pooled, by_type = within.correlate(*(within.prepare(Columns(v)) for v in (truth, predicted)))
     for c in range(3):
         rows = codes == c
         left_t.append(truth[rows] - truth[rows].mean(0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import sparse
 
-from ghistpy.stats.metrics import Matrix, column_blocks, dense_columns, is_constant
+from ghistpy.stats.metrics import Columns, Matrix, column_blocks, dense_columns
 
 
 def morans_i(values: Matrix, weights: sparse.sparray) -> np.ndarray:
@@ -37,13 +37,17 @@ def morans_i(values: Matrix, weights: sparse.sparray) -> np.ndarray:
     if weights.shape != (values.shape[0],) * 2:
         raise ValueError(f"weights: expected ({values.shape[0]}, {values.shape[0]}), got {weights.shape}")
     values = values.tocsc() if sparse.issparse(values) else np.asarray(values)
+    parts = [block_morans_i(Columns(dense_columns(values, c)), weights) for c in column_blocks(*values.shape)]
+    return np.concatenate(parts) if parts else np.zeros(0)
+
+
+def block_morans_i(block: Columns, weights: sparse.sparray) -> np.ndarray:
+    """:func:`morans_i` of a dense block."""
     total = float(weights.sum())
-    out = np.full(values.shape[1], np.nan)
-    for columns in column_blocks(*values.shape):
-        v = dense_columns(values, columns)
-        z = v - v.mean(0)
-        power = (z**2).sum(0)
-        defined = ~is_constant(v) & (total > 0)
-        ratio = np.divide((z * (weights @ z)).sum(0), power, out=np.full_like(power, np.nan), where=defined)
-        out[columns] = ratio * len(v) / total if total > 0 else np.nan
-    return out
+    if total <= 0:
+        return np.full(block.values.shape[1], np.nan)
+    z = np.ascontiguousarray(block.centred)  # the sparse product walks along rows
+    lagged = np.einsum("ij,ij->j", z, weights @ z)
+    defined = np.where(block.constant, np.nan, block.power)
+    with np.errstate(invalid="ignore"):
+        return lagged / defined * (block.n / total)

@@ -8,7 +8,7 @@ import numpy as np
 from scipy import sparse
 
 from ghistpy.stats.depth import depth_basis, residuals
-from ghistpy.stats.metrics import Matrix, column_blocks, correlate, dense_columns
+from ghistpy.stats.metrics import Columns, Matrix, column_blocks, correlate, dense_columns
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,10 @@ def noise_ceiling(counts: Matrix, *, total: np.ndarray | None = None, n_repeats:
             totals = [np.asarray(h.sum(1)).ravel() + o for h, o in zip(halves, (other, rest - other), strict=True)]
         a, b = (_scaled(h, t) for h, t in zip(halves, totals, strict=True))
         blocks = [(dense_columns(a, c), dense_columns(b, c)) for c in column_blocks(*whole.shape)]
-        raw.append(np.concatenate([correlate(x, y) for x, y in blocks]))
+        raw.append(np.concatenate([correlate(Columns(x), Columns(y)) for x, y in blocks]))
         if basis is not None:
-            adjusted.append(np.concatenate([correlate(residuals(x, basis), residuals(y, basis)) for x, y in blocks]))
+            left = [(Columns(residuals(x, basis)), Columns(residuals(y, basis))) for x, y in blocks]
+            adjusted.append(np.concatenate([correlate(x, y) for x, y in left]))
     return Ceiling(_step_up(_mean(raw)), _step_up(_mean(adjusted)) if adjusted else None)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ghistpy.stats.metrics import Matrix, check_pair, column_blocks, correlate, dense_columns
+from ghistpy.stats.metrics import Columns, Matrix, check_pair, column_blocks, correlate, dense_columns
 
 _EXPLAINED = 1e-7  # a residual below this share of the values is rounding: depth explains the gene
 
@@ -100,7 +100,7 @@ def depth_adjusted_pearson(
         raise ValueError(f"total: expected one value per observation ({truth.shape[0]},), got {np.shape(total)}")
     basis = depth_basis(total, degree=degree, groups=groups)
     parts = [
-        correlate(residuals(dense_columns(truth, c), basis), residuals(dense_columns(predicted, c), basis))
+        correlate(*(Columns(residuals(dense_columns(m, c), basis)) for m in (truth, predicted)))
         for c in column_blocks(*truth.shape)
     ]
     return np.concatenate(parts) if parts else np.zeros(0)

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy import sparse
-from scipy.stats import rankdata
+from scipy.special import entr
 
 Matrix = np.ndarray | sparse.spmatrix | sparse.sparray
-_BLOCK_VALUES = 4_000_000  # values of one matrix in float64 at once: 32 MB
+_BLOCK_VALUES = 2_000_000  # values of one matrix in float64 at once: 16 MB
 _LEVELS = 256
-_CONSTANT = 1e-9  # standard deviation below this share of the largest value: constant up to rounding
+_CONSTANT = 1e-9  # range below this share of the largest value: constant up to rounding
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,9 @@ def column_blocks(n: int, n_genes: int) -> Iterator[np.ndarray]:
 
 
 def dense_columns(matrix: Matrix, columns: np.ndarray) -> np.ndarray:
-    """Those genes as a dense float64 array (n, len(columns))."""
+    """Those genes as a dense float64 array (n, len(columns)), each gene contiguous in memory."""
     block = matrix[:, columns]
-    return np.asarray(block.toarray() if sparse.issparse(block) else block, dtype=np.float64)
+    return np.asarray(block.toarray() if sparse.issparse(block) else block, dtype=np.float64, order="F")
 
 
 def check_pair(truth: Matrix, predicted: Matrix) -> tuple[Matrix, Matrix]:
@@ -87,157 +88,184 @@ def check_pair(truth: Matrix, predicted: Matrix) -> tuple[Matrix, Matrix]:
     return pair[0], pair[1]
 
 
-def is_constant(values: np.ndarray, axis: int = 0) -> np.ndarray:
-    """True where a gene does not vary beyond rounding."""
-    # the deviation from one observation, not from the mean, is exactly 0 for equal values
-    first = np.take(values, [0], axis=axis)
-    spread = np.sqrt(((values - first) ** 2).mean(axis=axis))
-    return spread <= _CONSTANT * np.abs(values).max(axis=axis)
+def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.einsum("ij,ij->j", a, b)
 
 
-# kernels: dense float64 (n, b) blocks in, (b,) out
+def rank_columns(values: np.ndarray) -> np.ndarray:
+    """Ranks 1 … n of every column of a dense block (n, b), tied values share their mean rank.
 
-
-def _centre(values: np.ndarray) -> np.ndarray:
-    return values - values.mean(0)
-
-
-def correlate(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Pearson correlation of the columns of two dense blocks; NaN where one is constant."""
-    undefined = is_constant(a) | is_constant(b)
-    a, b = _centre(a), _centre(b)
-    # scaling first keeps products of tiny values away from the underflow
-    with np.errstate(invalid="ignore", divide="ignore"):
-        a, b = a / np.sqrt((a**2).sum(0)), b / np.sqrt((b**2).sum(0))
-        r = np.clip((a * b).sum(0), -1.0, 1.0)
-    return np.where(undefined, np.nan, r)
-
-
-def _rmse(t: np.ndarray, p: np.ndarray) -> np.ndarray:
-    return np.sqrt(((t - p) ** 2).mean(0))
-
-
-def _nrmse(t: np.ndarray, p: np.ndarray, by: str) -> np.ndarray:
-    if by == "range":
-        scale = t.max(0) - t.min(0)
-    else:
-        scale = t.std(0, ddof=1) if len(t) > 1 else np.zeros(t.shape[1])
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(is_constant(t), np.nan, _rmse(t, p) / scale)
-
-
-def _quantise(values: np.ndarray) -> np.ndarray:
-    """Divide by the maximum and cut the range of every gene into 256 equal levels, 0 … 255.
-
-    An interval owns its upper end; the lowest value belongs to the lowest level.
+    Gene by gene on contiguous memory: three times as fast as scipy's rankdata along an axis.
     """
-    top = values.max(0)
-    values = np.divide(values, top, out=np.zeros_like(values), where=top != 0)
-    low = values.min(0)
+    n = len(values)
+    out = np.empty(values.shape, order="F")
+    for j in range(values.shape[1]):
+        column = np.ascontiguousarray(values[:, j])
+        order = np.argsort(column)
+        ordered = column[order]
+        start = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+        size = np.diff(start, append=n)
+        out[order, j] = np.repeat(start + (size + 1) / 2, size)
+    return out
+
+
+class Columns:
+    """A dense block (n, b) of genes with what the metrics need of it, each computed at most once.
+
+    The measured side is compared with many predictions: it keeps its ranks, levels and entropy.
+    """
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values = np.asarray(values, dtype=np.float64, order="F")
+        self.n = len(self.values)
+
+    @cached_property
+    def low(self) -> np.ndarray:
+        """Smallest value of each gene."""
+        return self.values.min(0)
+
+    @cached_property
+    def high(self) -> np.ndarray:
+        """Largest value of each gene."""
+        return self.values.max(0)
+
+    @cached_property
+    def constant(self) -> np.ndarray:
+        """True where a gene does not vary beyond rounding."""
+        return self.high - self.low <= _CONSTANT * np.maximum(np.abs(self.high), np.abs(self.low))
+
+    @cached_property
+    def mean(self) -> np.ndarray:
+        """Mean of each gene."""
+        return self.values.mean(0)
+
+    @cached_property
+    def centred(self) -> np.ndarray:
+        """Values less the mean of their gene."""
+        return self.values - self.mean
+
+    @cached_property
+    def power(self) -> np.ndarray:
+        """Sum of squares about the mean."""
+        return _dot(self.centred, self.centred)
+
+    @cached_property
+    def ranked(self) -> Columns:
+        """Mean ranks in place of values."""
+        return Columns(rank_columns(self.values))
+
+    @cached_property
+    def levels(self) -> Columns:
+        """Divided by the maximum, the range of every gene cut into 256 equal levels, 0 … 255.
+
+        An interval owns its upper end; the lowest value belongs to the lowest level.
+        """
+        top = np.where(self.high != 0, self.high, np.inf)  # a maximum of 0 makes zeros
+        scaled = self.values / top
+        low = scaled.min(0)
+        step = (scaled.max(0) - low) / _LEVELS
+        level = np.ceil((scaled - low) / np.where(step > 0, step, 1.0)) - 1
+        return Columns(np.clip(level, 0, _LEVELS - 1))
+
+    @cached_property
+    def share(self) -> np.ndarray:
+        """The observations as a distribution: clipped at 0, uniform where all are 0."""
+        values = np.maximum(self.values, 0.0)
+        total = values.sum(0)
+        return np.where(total > 0, values, 1.0) / np.where(total > 0, total, float(self.n))
+
+    @cached_property
+    def share_entropy(self) -> np.ndarray:
+        """Entropy of ``share`` in nats."""
+        return entr(self.share).sum(0)
+
+    @cached_property
+    def bins(self) -> tuple[np.ndarray, np.ndarray]:
+        """Equal-frequency bins from mean ranks, so tied values share one, and their entropy."""
+        k = n_bins(self.n)
+        bins = np.minimum(((self.ranked.values - 0.5) * (k / self.n)).astype(np.int64), k - 1)
+        return bins, np.array([_entropy(np.bincount(bins[:, j])) for j in range(bins.shape[1])])
+
+
+def n_bins(n: int) -> int:
+    """max(10, n^⅓), without falling below an exact cube by rounding."""
+    return max(10, int(np.floor(n ** (1 / 3) + 1e-9)))
+
+
+def _entropy(counts: np.ndarray) -> float:
+    return float(entr(counts / counts.sum()).sum())
+
+
+def correlate(a: Columns, b: Columns) -> np.ndarray:
+    """Pearson correlation of the genes of two blocks; NaN where one is constant."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        level = np.ceil((values - low) / ((values.max(0) - low) / _LEVELS)) - 1
-    return np.clip(level, 0, _LEVELS - 1)
+        r = np.clip(_dot(a.centred, b.centred) / np.sqrt(a.power) / np.sqrt(b.power), -1.0, 1.0)
+    return np.where(a.constant | b.constant, np.nan, r)
 
 
-def _ssim(t: np.ndarray, p: np.ndarray) -> np.ndarray:
-    undefined = is_constant(t) | is_constant(p)
-    with np.errstate(invalid="ignore"):
-        t, p = _quantise(t), _quantise(p)
+def _rmse(t: Columns, p: Columns) -> np.ndarray:
+    error = t.values - p.values
+    return np.sqrt(_dot(error, error) / t.n)
+
+
+def _nrmse(t: Columns, p: Columns, scale: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(t.constant, np.nan, _rmse(t, p) / scale)
+
+
+def _ssim(t: Columns, p: Columns) -> np.ndarray:
+    a, b, n = t.levels, p.levels, max(t.n - 1, 1)
     c1, c2 = (0.01 * (_LEVELS - 1)) ** 2, (0.03 * (_LEVELS - 1)) ** 2
-    mt, mp, n = t.mean(0), p.mean(0), max(len(t) - 1, 1)
-    vt, vp, cov = ((t - mt) ** 2).sum(0) / n, ((p - mp) ** 2).sum(0) / n, ((t - mt) * (p - mp)).sum(0) / n
-    value = (2 * mt * mp + c1) * (2 * cov + c2) / ((mt**2 + mp**2 + c1) * (vt + vp + c2))
-    return np.where(undefined, np.nan, value)
+    cov = _dot(a.centred, b.centred) / n
+    brightness = (2 * a.mean * b.mean + c1) / (a.mean**2 + b.mean**2 + c1)
+    value = brightness * (2 * cov + c2) / (a.power / n + b.power / n + c2)
+    return np.where(t.constant | p.constant, np.nan, value)
 
 
-def _auc(t: np.ndarray, ranks: np.ndarray, cutoff: float) -> np.ndarray:
+def _auc(t: Columns, p: Columns, cutoff: float) -> np.ndarray:
     """Mann-Whitney form: ties of the prediction count one half."""
-    positive = t > cutoff
-    n1 = positive.sum(0).astype(np.float64)
-    n0 = len(t) - n1
+    positive = (t.values > cutoff).astype(np.float64)
+    n1 = positive.sum(0)
+    n0 = t.n - n1
     with np.errstate(invalid="ignore", divide="ignore"):
-        return ((ranks * positive).sum(0) - n1 * (n1 + 1) / 2) / (n1 * n0)
+        return (_dot(p.ranked.values, positive) - n1 * (n1 + 1) / 2) / (n1 * n0)
 
 
-def _distribution(values: np.ndarray) -> np.ndarray:
-    values = np.maximum(values, 0.0)
-    total = values.sum(0)
-    return np.divide(values, total, out=np.full_like(values, 1.0 / len(values)), where=total > 0)
+def _js(t: Columns, p: Columns) -> np.ndarray:
+    mixed = entr((t.share + p.share) / 2).sum(0)
+    return np.clip((mixed - (t.share_entropy + p.share_entropy) / 2) / np.log(2), 0.0, 1.0)
 
 
-def _js(t: np.ndarray, p: np.ndarray) -> np.ndarray:
-    t, p = _distribution(t), _distribution(p)
-    middle = (t + p) / 2
-
-    def kl(a: np.ndarray) -> np.ndarray:
-        ratio = np.divide(a, middle, out=np.ones_like(a), where=a > 0)
-        return (a * np.log2(ratio)).sum(0)
-
-    return np.clip((kl(t) + kl(p)) / 2, 0.0, 1.0)
-
-
-def _bins(ranks: np.ndarray, n_bins: int) -> np.ndarray:
-    """Equal-frequency bins from mean ranks, so tied values share a bin."""
-    return np.minimum(((ranks - 0.5) * n_bins / len(ranks)).astype(np.int64), n_bins - 1)
-
-
-def _entropy(counts: np.ndarray, n: int) -> np.ndarray:
-    p = counts / n
-    return -(p * np.log(np.where(p > 0, p, 1.0))).sum(1)
-
-
-def _mutual_information(rt: np.ndarray, rp: np.ndarray) -> np.ndarray:
-    n, genes = rt.shape
-    # rounding up, not down, at exact cubes: 1000 ** (1 / 3) is 9.999…
-    k = max(10, int(np.floor(n ** (1 / 3) + 1e-9)))
-    t, p, g = _bins(rt, k), _bins(rp, k), np.arange(genes)
-
-    def count(index: np.ndarray, size: int) -> np.ndarray:
-        return np.bincount((g * size + index).ravel(), minlength=genes * size).reshape(genes, size)
-
-    ht, hp = _entropy(count(t, k), n), _entropy(count(p, k), n)
-    joint = _entropy(count(t * k + p, k * k), n)
+def _mutual_information(t: Columns, p: Columns) -> np.ndarray:
+    (bt, ht), (bp, hp), k = t.bins, p.bins, n_bins(t.n)
+    joint = np.array([_entropy(np.bincount(bt[:, j] * k + bp[:, j])) for j in range(bt.shape[1])])
     scale = np.sqrt(ht * hp)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(scale > 1e-12, np.maximum(ht + hp - joint, 0.0) / scale, np.nan)
 
 
-_KERNELS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+_KERNELS: dict[str, Callable[[Columns, Columns], np.ndarray]] = {
     "pearson": correlate,
+    "spearman": lambda t, p: correlate(t.ranked, p.ranked),
     "rmse": _rmse,
-    "nrmse_range": lambda t, p: _nrmse(t, p, "range"),
-    "nrmse_sd": lambda t, p: _nrmse(t, p, "sd"),
+    "nrmse_range": lambda t, p: _nrmse(t, p, t.high - t.low),
+    "nrmse_sd": lambda t, p: _nrmse(t, p, np.sqrt(t.power / max(t.n - 1, 1))),
     "ssim_global": _ssim,
+    "auc": lambda t, p: _auc(t, p, 0.0),
     "js_divergence": _js,
+    "mutual_information": _mutual_information,
 }
-_RANKED = ("spearman", "auc", "mutual_information")
-METRICS = ("pearson", "spearman", "rmse", "nrmse_range", "nrmse_sd", "ssim_global", "auc", "js_divergence")
-METRICS = (*METRICS, "mutual_information")
+METRICS = tuple(_KERNELS)
 
 
 def block_metrics(
-    t: np.ndarray,
-    p: np.ndarray,
-    metrics: Sequence[str] = METRICS,
-    *,
-    cutoff: float = 0.0,
-    truth_ranks: np.ndarray | None = None,
+    t: Columns, p: Columns, metrics: Sequence[str] = METRICS, *, cutoff: float = 0.0
 ) -> dict[str, np.ndarray]:
-    """Metrics of dense float64 blocks (n, b); ranks are computed once for all that need them."""
+    """Metrics of two blocks; what one of them has computed before is used again."""
     unknown = [m for m in metrics if m not in METRICS]
     if unknown:
         raise ValueError(f"metrics: unknown {unknown}; there are {list(METRICS)}")
-    out = {m: _KERNELS[m](t, p) for m in metrics if m in _KERNELS}
-    if any(m in _RANKED for m in metrics):
-        rp = rankdata(p, axis=0)
-        rt = rankdata(t, axis=0) if truth_ranks is None else truth_ranks
-        ranked: dict[str, Callable[[], np.ndarray]] = {
-            "spearman": lambda: correlate(rt, rp),
-            "auc": lambda: _auc(t, rp, cutoff),
-            "mutual_information": lambda: _mutual_information(rt, rp),
-        }
-        out |= {m: ranked[m]() for m in metrics if m in _RANKED}
-    return {m: out[m] for m in metrics}
+    return {m: _auc(t, p, cutoff) if m == "auc" else _KERNELS[m](t, p) for m in metrics}
 
 
 def gene_metrics(
@@ -277,7 +305,7 @@ def gene_metrics(
     """
     truth, predicted = check_pair(truth, predicted)
     parts = [
-        block_metrics(dense_columns(truth, c), dense_columns(predicted, c), metrics, cutoff=cutoff)
+        block_metrics(*(Columns(dense_columns(m, c)) for m in (truth, predicted)), metrics, cutoff=cutoff)
         for c in column_blocks(*truth.shape)
     ]
     return {m: np.concatenate([part[m] for part in parts]) if parts else np.zeros(0) for m in metrics}

@@ -237,6 +237,7 @@ def fit_ridge(
     weights: np.ndarray | None = None,
     mask: np.ndarray | None = None,
     per_target: bool = False,
+    penalty: np.ndarray | None = None,
 ) -> Ridge:
     r"""Fit a ridge regression of many targets on standardised features and choose its penalty.
 
@@ -261,6 +262,9 @@ def fit_ridge(
         rows share one eigendecomposition.
     per_target
         Choose a penalty for every target instead of one for all.
+    penalty
+        (F,) factors above 0 on the penalty of each feature; default 1. ``scale`` then holds
+        their square roots too.
 
     Returns
     -------
@@ -291,7 +295,13 @@ def fit_ridge(
     Y = Y.tocsr() if sparse.issparse(Y) else np.asarray(Y)
     penalties, w = _check(X, Y, alphas, weights)
     fold = _folds(groups, len(X))
-    center, scale = standard = _standardise(X, w)
+    center, scale = _standardise(X, w)
+    if penalty is not None:
+        factor = np.asarray(penalty, dtype=np.float64)
+        if factor.shape != scale.shape or not np.isfinite(factor).all() or (factor <= 0).any():
+            raise ValueError(f"penalty: expected ({X.shape[1]},) factors above 0, got shape {factor.shape}")
+        scale = scale * np.sqrt(factor)
+    standard = (center, scale)
     total: list[tuple[np.ndarray, _Moments, np.ndarray]] = []
     scores = np.zeros((len(penalties), Y.shape[1]))
     for rows, columns in _patterns(mask, Y.shape):

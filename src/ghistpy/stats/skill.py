@@ -5,10 +5,11 @@ All functions take dense blocks or sparse matrices (n, G) on one scale and retur
 
 from __future__ import annotations
 
-import numpy as np
-from scipy import sparse
+from dataclasses import dataclass
 
-from ghistpy.stats.metrics import Matrix, check_pair, column_blocks, correlate, dense_columns, is_constant
+import numpy as np
+
+from ghistpy.stats.metrics import Columns, Matrix, check_pair, column_blocks, correlate, dense_columns
 
 
 def mean_squared_error(truth: np.ndarray, predicted: np.ndarray, *, offset: bool = False) -> np.ndarray:
@@ -16,7 +17,7 @@ def mean_squared_error(truth: np.ndarray, predicted: np.ndarray, *, offset: bool
     error = truth - predicted
     if offset:
         error = error - error.mean(0)
-    return (error**2).mean(0)
+    return np.einsum("ij,ij->j", error, error) / len(error)
 
 
 def ratio_skill(model: np.ndarray, baseline: np.ndarray) -> np.ndarray:
@@ -59,20 +60,29 @@ def skill_score(truth: Matrix, predicted: Matrix, baseline: Matrix, *, offset: b
 def variance_ratio(truth: Matrix, predicted: Matrix) -> np.ndarray:
     """Variance of the prediction over variance of the truth, per gene; NaN where the truth is constant."""
     truth, predicted = check_pair(truth, predicted)
-    parts = [
-        block_variance_ratio(dense_columns(truth, c), dense_columns(predicted, c)) for c in column_blocks(*truth.shape)
-    ]
+    blocks = column_blocks(*truth.shape)
+    pairs = ((Columns(dense_columns(truth, c)), Columns(dense_columns(predicted, c))) for c in blocks)
+    parts = [block_variance_ratio(t, p) for t, p in pairs]
     return np.concatenate(parts) if parts else np.zeros(0)
 
 
-def block_variance_ratio(t: np.ndarray, p: np.ndarray) -> np.ndarray:
+def block_variance_ratio(t: Columns, p: Columns) -> np.ndarray:
     """:func:`variance_ratio` of dense blocks."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(is_constant(t), np.nan, p.var(0) / t.var(0))
+        return np.where(t.constant, np.nan, np.where(p.constant, 0.0, p.power) / t.power)
+
+
+@dataclass(frozen=True)
+class _Inside:
+    """A block without its type means: residuals (m, b), their power by type and whether there is any."""
+
+    columns: Columns
+    power: np.ndarray  # (C, b)
+    varies: np.ndarray  # (C, b)
 
 
 class WithinType:
-    """Correlation inside cell types, for many blocks of genes with the same cells.
+    """Correlation inside cell types, for many blocks of genes of the same cells.
 
     Parameters
     ----------
@@ -91,35 +101,36 @@ class WithinType:
         usable = (codes >= 0) & self.kept[np.maximum(codes, 0)] if n_types else np.zeros(len(codes), bool)
         self.rows = np.flatnonzero(usable)
         self.codes = codes[self.rows]
-        shape = (n_types, len(self.rows))
-        self._sum = sparse.csr_array((np.ones(len(self.rows)), (self.codes, np.arange(len(self.rows)))), shape=shape)
 
     @property
     def n_left_out(self) -> int:
         """Cells of types that are too small."""
         return int(self.counts[~self.kept].sum())
 
-    def _residual(self, values: np.ndarray) -> np.ndarray:
-        mean = (self._sum @ values) / np.maximum(self.counts, 1)[:, None]
-        left = values - mean[self.codes]
-        # a prediction that only knows the type has no spread inside it, beyond rounding
-        size = np.sqrt((values**2).mean(0))
-        left[:, np.sqrt((left**2).mean(0)) <= 1e-9 * size] = 0.0
-        return left
+    def _sum(self, values: np.ndarray) -> np.ndarray:
+        """Sums by type (C, b)."""
+        c = len(self.counts)
+        sums = [np.bincount(self.codes, values[:, j], minlength=c) for j in range(values.shape[1])]
+        return np.stack(sums, axis=1)
 
-    def __call__(self, t: np.ndarray, p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Pooled (b,) and by type (C, b) correlations of dense blocks (n, b)."""
-        by_type = np.full((len(self.counts), t.shape[1]), np.nan)
+    def prepare(self, block: Columns) -> _Inside:
+        """The block without its type means; what only knows the type has nothing left."""
+        values = block.values[self.rows]
+        left = values - (self._sum(values) / np.maximum(self.counts, 1)[:, None])[self.codes]
+        size = np.einsum("ij,ij->j", values, values) / max(len(values), 1)
+        tiny = 1e-18 * size  # rounding of values of that size
+        left[:, np.einsum("ij,ij->j", left, left) <= tiny * len(values)] = 0.0
+        power = self._sum(left**2)
+        return _Inside(Columns(left), power, (power > tiny * self.counts[:, None]) & self.kept[:, None])
+
+    def correlate(self, t: _Inside, p: _Inside) -> tuple[np.ndarray, np.ndarray]:
+        """Pooled (b,) and by type (C, b) correlations."""
         if len(self.rows) == 0:
-            return np.full(t.shape[1], np.nan), by_type
-        raw_t, raw_p = t[self.rows], p[self.rows]
-        rt, rp = self._residual(raw_t), self._residual(raw_p)
-        stt, spp, stp = self._sum @ rt**2, self._sum @ rp**2, self._sum @ (rt * rp)
-        floor_t, floor_p = (1e-18 * (self._sum @ v**2) for v in (raw_t, raw_p))
-        valid = (stt > floor_t) & (spp > floor_p) & self.kept[:, None]
+            return np.full(t.power.shape[1], np.nan), np.full(t.power.shape, np.nan)
+        product = self._sum(t.columns.values * p.columns.values)
         with np.errstate(invalid="ignore", divide="ignore"):
-            by_type = np.where(valid, stp / np.sqrt(stt) / np.sqrt(spp), np.nan)
-        return correlate(rt, rp), np.clip(by_type, -1.0, 1.0)
+            by_type = np.clip(product / np.sqrt(t.power) / np.sqrt(p.power), -1.0, 1.0)
+        return correlate(t.columns, p.columns), np.where(t.varies & p.varies, by_type, np.nan)
 
 
 def within_type_pearson(truth: Matrix, predicted: Matrix, codes: np.ndarray, *, min_cells: int = 3) -> np.ndarray:
@@ -146,5 +157,8 @@ def within_type_pearson(truth: Matrix, predicted: Matrix, codes: np.ndarray, *, 
     if codes.shape != (truth.shape[0],):
         raise ValueError(f"codes: expected one type per observation ({truth.shape[0]},), got shape {codes.shape}")
     within = WithinType(codes, int(codes.max(initial=-1)) + 1, min_cells=min_cells)
-    parts = [within(dense_columns(truth, c), dense_columns(predicted, c))[0] for c in column_blocks(*truth.shape)]
+    parts = []
+    for c in column_blocks(*truth.shape):
+        sides = (within.prepare(Columns(dense_columns(m, c))) for m in (truth, predicted))
+        parts.append(within.correlate(*sides)[0])
     return np.concatenate(parts) if parts else np.zeros(0)
