@@ -1,6 +1,8 @@
 """Files into containers, tables into stores."""
 
-from ghistpy.io.sources import get_element, get_mpp, open_image, open_labels, open_slide, rgb_source
+from ghistpy.io.resolution import get_element, get_mpp
+from ghistpy.io.slide import read_slide
+from ghistpy.io.sources import open_image, open_labels, open_slide, rgb_source
 from ghistpy.io.tables import ensure_can_save, make_table, save, write_table
 
 __all__ = [
@@ -11,6 +13,7 @@ __all__ = [
     "open_image",
     "open_labels",
     "open_slide",
+    "read_slide",
     "rgb_source",
     "save",
     "write_table",

@@ -8,18 +8,17 @@ import numpy as np
 
 from ghistpy import _keys
 from ghistpy.geometry.source import ArraySource, MemorySource, Window
+from ghistpy.io._rgb import LazyRGB, find_white
+from ghistpy.io.resolution import ISOTROPY_TOLERANCE, element_mpp, get_element, get_mpp
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
-# how far the scales of x and y may differ, relative, before the pixels no longer count as square
-ISOTROPY_TOLERANCE = 1e-3
-
 
 class ZarrSource:
-    """A zarr array as an :class:`~ghistpy.geometry.ArraySource`; reads are safe from several threads.
+    """A zarr array, or what is sliced like one, as an :class:`~ghistpy.geometry.ArraySource`.
 
-    Reading the array directly is two to six times faster than through a dask graph over it.
+    Reads are safe from several threads, and two to six times faster than through a dask graph.
     """
 
     def __init__(self, array: Any) -> None:
@@ -76,19 +75,16 @@ class DaskSource:
         return np.array(part.compute(scheduler="synchronous"))
 
 
-class RGBSource:
-    """An image source of another kind, converted window by window to (3, y, x) uint8 RGB."""
+class _Slices:
+    """An array source that is indexed by slices."""
 
-    def __init__(self, source: ArraySource, convert: Any) -> None:
+    def __init__(self, source: ArraySource) -> None:
         self._source = source
-        self._convert = convert
-        self.shape = (3, *source.shape[-2:])
-        self.dtype = np.dtype(np.uint8)
-        self.chunks = (3, *source.chunks[-2:])
+        self.shape, self.dtype, self.chunks = source.shape, source.dtype, source.chunks
 
-    def read(self, window: Window) -> np.ndarray:
-        """Pixels inside ``window`` as uint8 RGB."""
-        return self._convert(self._source.read(window))
+    def __getitem__(self, key: tuple[slice, ...]) -> np.ndarray:
+        (y0, y1, _), (x0, x1, _) = (k.indices(n) for k, n in zip(key[1:], self.shape[1:], strict=True))
+        return self._source.read(Window(y0, x0, y1, x1))
 
 
 def _touched(edges: np.ndarray, start: int, stop: int) -> tuple[int, int]:
@@ -111,7 +107,7 @@ def _source_of_dask(array: Any) -> ArraySource:
     name = next((n for n in names if f"original-{n}" in names), None)
     if len(names) == 2 and name is not None:
         wrapped = layers[f"original-{name}"].get(f"original-{name}")
-        if isinstance(wrapped, zarr.Array) and wrapped.shape == array.shape:
+        if isinstance(wrapped, (zarr.Array, LazyRGB)) and wrapped.shape == array.shape:
             return ZarrSource(wrapped)
     if len(names) == 1 and names[0].startswith("array-"):
         # dask wraps a constant in a DataNode
@@ -122,32 +118,6 @@ def _source_of_dask(array: Any) -> ArraySource:
             if source.shape == array.shape:
                 return source
     return DaskSource(array)
-
-
-def get_element(sdata: SpatialData, kind: str, key: str, argument: str) -> Any:
-    """Element ``key`` among ``sdata.<kind>``, or an error that lists the elements there are.
-
-    Parameters
-    ----------
-    sdata
-        The slide.
-    kind
-        ``"images"``, ``"labels"``, ``"shapes"``, ``"points"`` or ``"tables"``.
-    key
-        Name of the element.
-    argument
-        Name of the caller's argument that ``key`` came from; the error names it.
-
-    Raises
-    ------
-    ValueError
-        When there is no such element.
-    """
-    elements = getattr(sdata, kind)
-    if key not in elements:
-        listed = ", ".join(repr(k) for k in elements) or "none"
-        raise ValueError(f"{argument}={key!r} is not among the {kind} of this SpatialData (available: {listed})")
-    return elements[key]
 
 
 def _full_resolution(element: Any) -> Any:
@@ -237,17 +207,19 @@ def open_labels(sdata: SpatialData, labels_key: str = _keys.LABELS) -> ArraySour
     return source
 
 
-def rgb_source(source: ArraySource) -> ArraySource:
+def rgb_source(source: ArraySource, name: str = "image") -> ArraySource:
     """The image as uint8 RGB, whatever it was stored as.
 
-    A source that is (3, y, x) uint8 is returned as it is. Others are converted window by window by
-    :func:`ghistpy.imaging.stain.as_rgb_uint8`, whose rules look at the dtype and the number of channels
-    only, never at the values of the window, so that a result does not depend on tiling.
+    A source that is (3, y, x) uint8 is returned as it is. Others are converted window by window: grey is
+    repeated, alpha composited over white, and more than 8 bits are scaled by one factor for the whole image
+    (see Notes), so that a result does not depend on tiling.
 
     Parameters
     ----------
     source
         An image source, axes (c, y, x).
+    name
+        How errors call the image.
 
     Returns
     -------
@@ -257,115 +229,19 @@ def rgb_source(source: ArraySource) -> ArraySource:
     Raises
     ------
     ValueError
-        The image is neither grey, RGB nor RGBA, or its dtype has no stated conversion.
+        The image is neither grey, RGB nor RGBA, or holds negative values, NaN or values above 65535.
+
+    Notes
+    -----
+    White is 1.0 for floats up to 1, otherwise 255, 4095 or 65535, the smallest that holds the maximum of the
+    image. Finding it costs one pass over an image that is not uint8.
     """
     if len(source.shape) != 3:
-        raise ValueError(f"image: expected axes (c, y, x), got shape {source.shape}")
+        raise ValueError(f"{name}: expected axes (c, y, x), got shape {source.shape}")
     if source.shape[0] == 3 and source.dtype == np.uint8:
         return source
-    from ghistpy.imaging.stain import as_rgb_uint8
-
-    # a window of one pixel: a kind that cannot be converted is refused here, not in the middle of a run
-    as_rgb_uint8(source.read(Window(0, 0, min(1, source.shape[1]), min(1, source.shape[2]))))
-    return RGBSource(source, as_rgb_uint8)
-
-
-def element_mpp(sdata: SpatialData, kind: str, key: str, argument: str) -> float:
-    """µm/px of an image or labels element: its ``Scale`` to the coordinate system ``"microns"``.
-
-    Parameters
-    ----------
-    sdata
-        The slide.
-    kind
-        ``"images"`` or ``"labels"``.
-    key
-        Name of the element.
-    argument
-        Name of the caller's argument that ``key`` came from.
-
-    Returns
-    -------
-    float
-        µm per pixel of the full resolution.
-
-    Raises
-    ------
-    ValueError
-        There is no such transformation, it is an Identity (the default of an element without scale),
-        anisotropic by more than 1e-3, rotated, mirrored or shifted. The message names ``mpp=``.
-    """
-    from spatialdata.transformations import Identity, get_transformation
-
-    element = get_element(sdata, kind, key, argument)
-    known = get_transformation(element, get_all=True)
-    remedy = "read the slide with io.read_slide(path, mpp=...) or set a Scale to 'microns'"
-    if _keys.MICRONS not in known:
-        raise ValueError(
-            f"µm/px of {argument}={key!r} is unknown: it has no transformation to {_keys.MICRONS!r} "
-            f"(coordinate systems: {sorted(known)}); {remedy}"
-        )
-    transformation = known[_keys.MICRONS]
-    if isinstance(transformation, Identity):
-        raise ValueError(
-            f"µm/px of {argument}={key!r} is unknown: its transformation to {_keys.MICRONS!r} is an Identity, "
-            f"which does not say 1 µm/px but that nobody set it; {remedy} (mpp=1.0 is allowed)"
-        )
-    matrix = np.asarray(transformation.to_affine_matrix(("x", "y"), ("x", "y")), dtype=float)
-    return _scale_of_matrix(matrix, f"{argument}={key!r}", remedy)
-
-
-def _scale_of_matrix(matrix: np.ndarray, what: str, remedy: str) -> float:
-    """µm/px of a 3 x 3 affine matrix (x, y), when it is an isotropic scale about the origin."""
-    x, y = float(matrix[0, 0]), float(matrix[1, 1])
-    largest = max(abs(x), abs(y))
-    problem = None
-    if not np.isfinite(matrix).all() or largest == 0:
-        problem = f"not a usable scale ({x} x {y})"
-    elif max(abs(matrix[0, 1]), abs(matrix[1, 0])) > ISOTROPY_TOLERANCE * largest:
-        problem = "rotated or sheared"
-    elif min(x, y) <= 0:
-        problem = f"mirrored ({x:g} µm/px along x, {y:g} along y)"
-    elif abs(x - y) > ISOTROPY_TOLERANCE * largest:
-        problem = f"anisotropic ({x:g} µm/px along x, {y:g} along y)"
-    elif max(abs(matrix[0, 2]), abs(matrix[1, 2])) > 1e-6 * largest:
-        problem = f"shifted by ({matrix[0, 2]:g}, {matrix[1, 2]:g}) µm"
-    if problem is None:
-        return float(np.sqrt(x * y)) if x != y else x
-    raise ValueError(
-        f"the transformation of {what} to {_keys.MICRONS!r} is {problem}; ghistpy needs square, unrotated "
-        f"pixels with x_um = (column + 0.5) * mpp: resample the element, then {remedy}"
-    )
-
-
-def get_mpp(sdata: SpatialData, image_key: str = _keys.IMAGE) -> float:
-    """µm/px of an image: its ``Scale`` to the coordinate system ``"microns"``, the one source of truth.
-
-    Parameters
-    ----------
-    sdata
-        The slide.
-    image_key
-        Name of the image.
-
-    Returns
-    -------
-    float
-        µm per pixel of the full resolution. The centre of column ``c`` lies at ``(c + 0.5) * mpp`` µm.
-
-    Raises
-    ------
-    ValueError
-        µm/px is absent, an Identity, anisotropic by more than 1e-3, rotated, mirrored or shifted. The
-        message names ``mpp=``.
-
-    Examples
-    --------
-    >>> import ghistpy as gp
-    >>> gp.io.get_mpp(gp.datasets.simulate_slide(n_cells=50, n_genes=10, mpp=0.5))
-    0.5
-    """
-    return element_mpp(sdata, "images", image_key, "image_key")
+    pixels = _Slices(source)
+    return ZarrSource(LazyRGB(pixels, find_white(pixels, name), name))
 
 
 def open_slide(
@@ -408,4 +284,4 @@ def open_slide(
                 f"labels_key={labels_key!r} is at {labels_mpp:g} µm/px but image_key={image_key!r} at {mpp:g}: "
                 "correct the Scale to 'microns' of the one that is wrong"
             )
-    return rgb_source(image), labels, mpp
+    return rgb_source(image, f"image_key={image_key!r}"), labels, mpp

@@ -329,7 +329,7 @@ def save(sdata: SpatialData, table_key: str) -> None:
     >>> bool(spatialdata.read_zarr(path).tables["measured"].obs["checked"].all())
     True
     """
-    from ghistpy.io.sources import get_element
+    from ghistpy.io.resolution import get_element
 
     table = get_element(sdata, "tables", table_key, "table_key")
     if store_path(sdata) is None:
