@@ -185,7 +185,7 @@ class PublishedNetwork(nn.Module):
         super().__init__()
         scaled = _scaled_reference(config, n_genes, reference)
         width, size = config.widths[0], config.embedding
-        self.config = config
+        self.config, self.n_genes, self.n_types = config, n_genes, n_types
         self.cnn = UNet3Plus(config.widths, n_types + 1)
         self.embed_hist = _Embed(12 * width, size)
         self.estimate_comp = _MLP(size, size, n_types)
