@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,16 +15,11 @@ if TYPE_CHECKING:
     from scipy import sparse
     from spatialdata import SpatialData
 
+    from ghistpy.io.circles import Circles
+
 logger = logging.getLogger("ghistpy")
 
 _ROWS = 50_000  # nuclei whose counts are in linear scale at once
-
-
-@dataclass(frozen=True)
-class _Spots:
-    ids: np.ndarray  # (S,)
-    xy_um: np.ndarray  # (S, 2)
-    radius_um: np.ndarray  # (S,)
 
 
 def aggregate_spots(
@@ -85,11 +79,12 @@ def aggregate_spots(
     >>> sdata["insilico_spots"].obs["n_nuclei"].sum()  # doctest: +SKIP
     """
     from ghistpy.io import ensure_can_save, get_element, write_table
+    from ghistpy.io.circles import circles_um
 
     ensure_can_save(sdata, key_added)
     table = get_element(sdata, "tables", table_key, "table_key")
     rows = _rows_of_region(table, table_key, labels_key)
-    spots = _circles_um(sdata, shapes_key)
+    spots = circles_um(sdata, shapes_key)
     xy = _centroids(table, table_key)[rows]
     member, n_overlap = _membership(xy, spots)
     aggregated = _sum_nuclei(table, rows, member, spots, table_key, shapes_key)
@@ -153,38 +148,7 @@ def _centroids(table: AnnData, table_key: str) -> np.ndarray:
     return xy
 
 
-def _circles_um(sdata: SpatialData, shapes_key: str) -> _Spots:
-    """Circles in µm, in the order of the element."""
-    from spatialdata.transformations import Identity, get_transformation
-
-    from ghistpy.io import get_element
-
-    shapes = get_element(sdata, "shapes", shapes_key, "shapes_key")
-    kinds = set(shapes.geometry.geom_type)
-    if "radius" not in shapes or not kinds <= {"Point"}:
-        raise ValueError(f"shapes_key={shapes_key!r} holds {sorted(kinds)}; expected circles: points with a 'radius'")
-    known = get_transformation(shapes, get_all=True)
-    if _keys.MICRONS not in known:
-        raise ValueError(
-            f"shapes_key={shapes_key!r} has no transformation to {_keys.MICRONS!r} (there are {sorted(known)}); "
-            "set one with spatialdata.transformations.set_transformation, as io.read_spots does"
-        )
-    xy = np.column_stack([shapes.geometry.x.to_numpy(), shapes.geometry.y.to_numpy()]).astype(np.float64)
-    radius = shapes["radius"].to_numpy(dtype=np.float64)
-    transformation = known[_keys.MICRONS]
-    if not isinstance(transformation, Identity):
-        matrix = np.asarray(transformation.to_affine_matrix(("x", "y"), ("x", "y")), dtype=np.float64)
-        stretch = np.linalg.svd(matrix[:2, :2], compute_uv=False)
-        if stretch[0] > stretch[1] * 1.001:
-            raise ValueError(
-                f"shapes_key={shapes_key!r}: the transformation to {_keys.MICRONS!r} turns circles into ellipses "
-                f"(scales {stretch[0]:.4g} and {stretch[1]:.4g}); give one scale for both axes"
-            )
-        xy, radius = xy @ matrix[:2, :2].T + matrix[:2, 2], radius * stretch.mean()
-    return _Spots(shapes.index.to_numpy(), xy, radius)
-
-
-def _membership(xy: np.ndarray, spots: _Spots) -> tuple[sparse.csr_array, int]:
+def _membership(xy: np.ndarray, spots: Circles) -> tuple[sparse.csr_array, int]:
     """(S, n) matrix with a 1 where a nucleus belongs to a spot; how many nuclei lie in several."""
     from scipy import sparse
     from scipy.spatial import KDTree
@@ -222,7 +186,7 @@ def _linear_sum(X: Any, rows: np.ndarray, member: sparse.csr_array) -> np.ndarra
 
 
 def _sum_nuclei(
-    table: AnnData, rows: np.ndarray, member: sparse.csr_array, spots: _Spots, table_key: str, shapes_key: str
+    table: AnnData, rows: np.ndarray, member: sparse.csr_array, spots: Circles, table_key: str, shapes_key: str
 ) -> AnnData:
     from ghistpy.io import make_table
 
