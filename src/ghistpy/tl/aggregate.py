@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ghistpy import _keys
+from ghistpy.io.circles import circles_um as _circles_um
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -79,12 +80,11 @@ def aggregate_spots(
     >>> sdata["insilico_spots"].obs["n_nuclei"].sum()  # doctest: +SKIP
     """
     from ghistpy.io import ensure_can_save, get_element, write_table
-    from ghistpy.io.circles import circles_um
 
     ensure_can_save(sdata, key_added)
     table = get_element(sdata, "tables", table_key, "table_key")
     rows = _rows_of_region(table, table_key, labels_key)
-    spots = circles_um(sdata, shapes_key)
+    spots = _circles_um(sdata, shapes_key)
     xy = _centroids(table, table_key)[rows]
     member, n_overlap = _membership(xy, spots)
     aggregated = _sum_nuclei(table, rows, member, spots, table_key, shapes_key)
