@@ -1,5 +1,6 @@
 """Simulated slides and loaders of public data."""
 
+from ghistpy.datasets.her2st import her2st
 from ghistpy.datasets.simulate import simulate_slide
 
-__all__ = ["simulate_slide"]
+__all__ = ["her2st", "simulate_slide"]

@@ -3,6 +3,7 @@
 from ghistpy.io.resolution import get_element, get_mpp
 from ghistpy.io.slide import read_slide
 from ghistpy.io.sources import open_image, open_labels, open_slide, rgb_source
+from ghistpy.io.spots import read_spots
 from ghistpy.io.tables import ensure_can_save, make_table, save, write_table
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "open_labels",
     "open_slide",
     "read_slide",
+    "read_spots",
     "rgb_source",
     "save",
     "write_table",
