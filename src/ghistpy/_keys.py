@@ -1,0 +1,46 @@
+"""Every key that ghistpy writes into a container, named once."""
+
+from __future__ import annotations
+
+# elements of a slide
+IMAGE = "he"
+LABELS = "nuclei"
+SPOTS = "spots"
+MEASURED = "measured"
+INSILICO = "insilico"
+INSILICO_SPOTS = "insilico_spots"
+TISSUE = "tissue"
+EVALUATION = "evaluation"
+
+# coordinate system whose Scale holds µm/px
+MICRONS = "microns"
+
+# columns of obs
+CELL_ID = "cell_id"
+SPOT_ID = "spot_id"
+REGION = "region"
+CELL_TYPE = "cell_type"
+CELL_TYPE_RAW = "cell_type_raw"
+CELL_TYPE_CONFIDENCE = "cell_type_confidence"
+AREA_UM2 = "area_um2"
+TOTAL = "total"  # expected (in-silico) or measured counts over all genes of the assay
+N_NUCLEI = "n_nuclei"
+ORIGINAL_ID = "original_id"
+
+# obsm
+SPATIAL = "spatial"
+CELL_TYPE_PROBA = "cell_type_proba"
+COMPOSITION = "composition"
+MORPHOLOGY = "morphology"
+
+# var
+EXPECTED_PCC = "expected_pcc"
+EXPECTED_SKILL = "expected_skill"
+
+# uns and attrs
+UNS = "ghistpy"
+ATTRS = "ghistpy"
+
+# values of uns["ghistpy"]["units"]
+UNITS_COUNTS = "counts"
+UNITS_LOG1P = "log1p(expected count)"

@@ -1,0 +1,112 @@
+"""From a planned tile to the arrays that the default network takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from ghistpy.data.slide import Slide
+from ghistpy.geometry import Coverage, MaskedSource, Nuclei, Window, cover, read_image, read_labels
+from ghistpy.imaging.morphology import FEATURES, nucleus_features
+from ghistpy.imaging.stain import sample_pixels, to_od, white_balance
+from ghistpy.imaging.surround import SURROUND, surround_features
+
+LOCAL_FEATURES: tuple[str, ...] = FEATURES + SURROUND
+N_MORPHOLOGY = len(FEATURES)
+
+
+@dataclass(frozen=True)
+class WindowInput:
+    """One window: od (3, h, w) float32; rows (k,) of its nuclei; local (k, F) float32; coverage."""
+
+    od: np.ndarray
+    rows: np.ndarray
+    local: np.ndarray
+    coverage: Coverage
+
+
+def prepare(slide: Slide) -> Slide:
+    """Blank what is held out, drop its nuclei, and measure the slide's stain if that was not done."""
+    image, labels, nuclei = slide.image, slide.labels, slide.nuclei
+    if len(slide.excluded_um):
+        # Outwards to whole pixels: a pixel that is held out in part is held out.
+        boxes = slide.excluded_um / slide.mpp
+        boxes = np.concatenate([np.floor(boxes[:, :2]), np.ceil(boxes[:, 2:])], axis=1).astype(np.int64)
+        image, labels = MaskedSource(image, boxes, 255), MaskedSource(labels, boxes, 0)
+        nuclei = nuclei.take(~_touches(nuclei, boxes))
+        return replace(
+            slide,
+            image=image,
+            labels=labels,
+            nuclei=nuclei,
+            stain=white_balance(sample_pixels(slide.image, excluded=boxes)),
+            excluded_um=np.zeros((0, 4)),
+        )
+    if slide.stain is None:
+        return replace(slide, stain=white_balance(sample_pixels(image)))
+    return slide
+
+
+def _touches(nuclei: Nuclei, boxes: np.ndarray) -> np.ndarray:
+    out = np.zeros(len(nuclei), dtype=bool)
+    for y0, x0, y1, x1 in boxes:
+        b = nuclei.bbox
+        out |= (b[:, 0] < y1) & (b[:, 2] > y0) & (b[:, 1] < x1) & (b[:, 3] > x0)
+    return out
+
+
+def load_window(
+    slide: Slide,
+    window: Window,
+    rows: np.ndarray,
+    *,
+    scale: float,
+    mpp: float,
+    stride: int,
+    augment: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None,
+) -> WindowInput:
+    """Read one window (model px) and measure its nuclei ``rows`` of ``slide.nuclei``."""
+    pixels = read_image(slide.image, window, scale)
+    if pixels.dtype != np.uint8:
+        pixels = np.rint(pixels).astype(np.uint8)
+    od = to_od(pixels, slide.stain)
+    raw = read_labels(slide.labels, window, scale)
+    ids = slide.nuclei.ids[rows]
+    # Local ids 1..k in the order of ``rows`` (ascending id); other nuclei are kept apart as k + 1.
+    at = np.minimum(np.searchsorted(ids, raw), max(len(ids) - 1, 0))
+    known = (ids[at] == raw) if len(ids) else np.zeros(raw.shape, bool)
+    labels = np.where(known, at + 1, 0).astype(np.int32)
+    centroid = slide.nuclei.centroid_px[rows] / scale - [window.y0, window.x0]
+    anything = raw > 0
+    if augment is not None:
+        stacked = np.stack([labels, anything.astype(np.int32)])
+        od, stacked, centroid = augment(od, stacked, centroid)
+        labels, anything = stacked[0], stacked[1] > 0
+    local = np.concatenate(
+        [
+            nucleus_features(od, labels, len(rows), mpp),
+            surround_features(od, anything, centroid, mpp),
+        ],
+        axis=1,
+    )
+    return WindowInput(od, rows, local, cover(labels, len(rows), stride, centroid))
+
+
+def collate(items: Sequence[WindowInput], stride: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Windows of equal size to (od (B, 3, h, w), coverage (n, B * positions), local (n, F))."""
+    od = torch.from_numpy(np.stack([item.od for item in items]))
+    positions = (od.shape[2] // stride) * (od.shape[3] // stride)
+    size = np.concatenate([np.diff(item.coverage.indptr) for item in items])
+    index = np.concatenate([item.coverage.index + b * positions for b, item in enumerate(items)])
+    # COO rather than CSR: torch calls its CSR support beta and warns at the first use.
+    coverage = torch.sparse_coo_tensor(
+        torch.from_numpy(np.stack([np.repeat(np.arange(len(size)), size), index])),
+        torch.from_numpy(np.concatenate([item.coverage.weight for item in items])),
+        size=(len(size), len(items) * positions),
+        check_invariants=False,
+        is_coalesced=True,
+    )
+    return od, coverage, torch.from_numpy(np.concatenate([item.local for item in items]))

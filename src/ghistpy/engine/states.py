@@ -1,0 +1,44 @@
+"""Latent states of spots without cell types: clusters of their expression."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.cluster.vq import kmeans2
+
+
+class LatentStates:
+    """k-means on the leading components of standardised expression; deterministic.
+
+    Parameters
+    ----------
+    values
+        (S, G) log expression of the training spots.
+    n_states, seed
+        Number of clusters and seed of the start.
+    """
+
+    def __init__(self, values: np.ndarray, *, n_states: int = 6, n_components: int = 10, seed: int = 0) -> None:
+        values = values.astype(np.float64)
+        self.center, self.scale = values.mean(axis=0), values.std(axis=0) + 1e-6
+        z = (values - self.center) / self.scale
+        n_states = max(1, min(n_states, len(z) // 5))
+        _, _, rotation = np.linalg.svd(z, full_matrices=False)
+        self.rotation = rotation[:n_components].T
+        best = None
+        rng = np.random.default_rng(seed)
+        score = z @ self.rotation
+        for _ in range(10):  # restarts
+            centre, label = kmeans2(score, n_states, minit="++", rng=rng, missing="warn")
+            cost = ((score - centre[label]) ** 2).sum()
+            if best is None or cost < best[0]:
+                best = (cost, centre)
+        self.centres = best[1]
+
+    def __len__(self) -> int:
+        return len(self.centres)
+
+    def assign(self, values: np.ndarray) -> np.ndarray:
+        """(S, K) float32: 1 for the nearest state."""
+        score = ((values - self.center) / self.scale) @ self.rotation
+        distance = ((score[:, None] - self.centres[None]) ** 2).sum(axis=2)
+        return np.eye(len(self), dtype=np.float32)[distance.argmin(axis=1)]

@@ -1,0 +1,26 @@
+"""Tile plans, windows and labels: numpy and scipy only."""
+
+from ghistpy.geometry.context import neighborhood_features, neighborhood_mean
+from ghistpy.geometry.coverage import Coverage, cover
+from ghistpy.geometry.nuclei import Nuclei, find_nuclei
+from ghistpy.geometry.resample import read_image, read_labels
+from ghistpy.geometry.source import ArraySource, MaskedSource, MemorySource, Window, read_padded
+from ghistpy.geometry.tiles import TilePlan, plan_tiles
+
+__all__ = [
+    "ArraySource",
+    "Coverage",
+    "MaskedSource",
+    "MemorySource",
+    "Nuclei",
+    "TilePlan",
+    "Window",
+    "cover",
+    "find_nuclei",
+    "neighborhood_features",
+    "neighborhood_mean",
+    "plan_tiles",
+    "read_image",
+    "read_labels",
+    "read_padded",
+]

@@ -1,0 +1,104 @@
+"""Ids, boxes, areas and centroids of all nuclei, gathered block by block from a label source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ghistpy.geometry.source import ArraySource, Window
+
+
+@dataclass(frozen=True)
+class Nuclei:
+    """The nuclei of a label array, in ascending id.
+
+    ids (n,) int64 or uint64; bbox (n, 4) int64 rows (y0, x0, y1, x1), half open, px;
+    area_px (n,) int64; centroid_px (n, 2) float64 (y, x), pixel centres at +0.5.
+    """
+
+    ids: np.ndarray
+    bbox: np.ndarray
+    area_px: np.ndarray
+    centroid_px: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def index_of(self, ids: np.ndarray) -> np.ndarray:
+        """Row of each id, -1 where there is no such nucleus."""
+        if len(self.ids) == 0:
+            return np.full(len(ids), -1, dtype=np.int64)
+        ids = np.asarray(ids)
+        row = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
+        return np.where(self.ids[row] == ids, row, -1)
+
+    def take(self, rows: np.ndarray) -> Nuclei:
+        """The nuclei in those rows (an index or a mask)."""
+        return Nuclei(self.ids[rows], self.bbox[rows], self.area_px[rows], self.centroid_px[rows])
+
+
+def _block_windows(height: int, width: int, step: tuple[int, int]) -> list[Window]:
+    return [
+        Window(y, x, min(y + step[0], height), min(x + step[1], width))
+        for y in range(0, height, step[0])
+        for x in range(0, width, step[1])
+    ]
+
+
+def _scan_block(block: np.ndarray, window: Window) -> tuple[np.ndarray, ...] | None:
+    y, x = np.nonzero(block)
+    if len(y) == 0:
+        return None
+    ids, index = np.unique(block[y, x], return_inverse=True)
+    n = len(ids)
+    y, x = y + window.y0, x + window.x0
+    area = np.bincount(index, minlength=n)
+    sum_y, sum_x = np.bincount(index, y, n), np.bincount(index, x, n)
+    bbox = np.empty((n, 4), dtype=np.int64)
+    bbox[:, :2], bbox[:, 2:] = np.iinfo(np.int64).max, -1
+    np.minimum.at(bbox[:, 0], index, y)
+    np.minimum.at(bbox[:, 1], index, x)
+    np.maximum.at(bbox[:, 2], index, y + 1)
+    np.maximum.at(bbox[:, 3], index, x + 1)
+    return ids, bbox, area, sum_y, sum_x
+
+
+def find_nuclei(labels: ArraySource, *, block: int = 1024) -> Nuclei:
+    """Gather the nuclei of a label array without holding it in memory.
+
+    Blocks are multiples of the source's chunks. A nucleus that crosses blocks is merged by id, so an
+    id that stands for two separate pieces is one nucleus with one box.
+    """
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"labels: expected an integer array, got dtype {labels.dtype}; "
+            "float labels merge ids above 2**24, convert them where they were made"
+        )
+    if len(labels.shape) != 2:
+        raise ValueError(f"labels: expected shape (y, x), got {labels.shape}")
+    height, width = labels.shape
+    step = tuple(max(c, (block // c) * c) for c in labels.chunks[-2:])
+    parts = []
+    for window in _block_windows(height, width, step):
+        part = _scan_block(labels.read(window), window)
+        if part is not None:
+            parts.append(part)
+    if not parts:
+        empty = np.zeros(0, dtype=np.int64)
+        return Nuclei(empty, np.zeros((0, 4), np.int64), empty, np.zeros((0, 2)))
+    ids, bbox, area, sum_y, sum_x = (np.concatenate(p) for p in zip(*parts, strict=True))
+    if ids.min() < 0:
+        raise ValueError(f"labels: negative id {ids.min()}; nuclei need ids of 1 and above, 0 is background")
+    if ids.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"labels: id {ids.max()} is above 2**63 - 1, the largest that a table can hold")
+    unique, index = np.unique(ids.astype(np.int64), return_inverse=True)
+    order = np.argsort(index, kind="stable")
+    start = np.searchsorted(index[order], np.arange(len(unique)))
+    lo = np.minimum.reduceat(bbox[order, :2], start)
+    hi = np.maximum.reduceat(bbox[order, 2:], start)
+    total = np.add.reduceat(area[order], start)
+    centroid = np.stack(
+        [np.add.reduceat(sum_y[order], start), np.add.reduceat(sum_x[order], start)], axis=1
+    ) / total[:, None] + 0.5
+    return Nuclei(unique, np.concatenate([lo, hi], axis=1), total, centroid)
