@@ -77,6 +77,7 @@ def test_resumed_run_is_exact(tmp_path):
 
     class Stop(Callback):
         def on_train_epoch_end(self, trainer, module):
+            assert trainer.callback_metrics["train_loss"] > 0
             trainer.should_stop = trainer.current_epoch == 0
 
     whole = _train([_slide()])
@@ -118,7 +119,7 @@ def test_reference_is_kept_for_prediction():
 
 
 def _patches(slide, **options):
-    usable = training_slide(slide, n_genes=4, n_types=3, expression_scale=5.0, min_nucleus_px=10)
+    usable = training_slide(slide, n_genes=4, n_types=3, mpp=0.5, expression_scale=5.0, min_nucleus_px=10)
     return TrainingPatches([usable], mpp=0.5, patch_px=32, seed=0, **options)
 
 
@@ -162,7 +163,7 @@ def test_targets_are_matched_by_id_and_what_is_left_out_is_counted(caplog):
     with caplog.at_level("INFO", logger="ghistpy"):
         usable = training_slide(
             dataclasses.replace(slide, targets=targets, excluded_um=np.array([[0.0, 0.0, 8.0, 8.0]])),
-            n_genes=4, n_types=3, expression_scale=5.0, min_nucleus_px=10,
+            n_genes=4, n_types=3, mpp=0.5, expression_scale=5.0, min_nucleus_px=10,
         )  # fmt: skip
     expected = sorted(set(keep[4:].tolist()) - {0})
     assert usable.slide.nuclei.ids.tolist() == [2**35 + 11 * i for i in expected]
@@ -173,9 +174,11 @@ def test_targets_are_matched_by_id_and_what_is_left_out_is_counted(caplog):
 
 
 def test_small_nuclei_are_left_out():
-    slide = _slide()
+    slide = _slide()  # nuclei of 81 px at 0.5 µm/px
+    options = {"n_genes": 4, "n_types": 3, "expression_scale": 5.0}
+    assert len(training_slide(slide, mpp=0.25, min_nucleus_px=324, **options).slide.nuclei) == 36
     with pytest.raises(ValueError, match="none of 36 nuclei can be trained on .* at least 82 px"):
-        training_slide(slide, n_genes=4, n_types=3, expression_scale=5.0, min_nucleus_px=82)
+        training_slide(slide, mpp=0.5, min_nucleus_px=82, **options)
 
 
 def _with(slide, **values):
@@ -211,5 +214,7 @@ def test_bad_arguments():
         _train([])
     with pytest.raises(ValueError, match="max_epochs=0"):
         _train([_slide()], max_epochs=0)
+    with pytest.raises(ValueError, match="seed=-1"):
+        _train([_slide()], seed=-1)
     with pytest.raises(ValueError, match="architecture is 'default'"):
         _train([_slide()], GHISTConfig())

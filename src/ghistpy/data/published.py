@@ -50,12 +50,12 @@ class TrainingSlide:
 
 
 def training_slide(
-    slide: Slide, *, n_genes: int, n_types: int, expression_scale: float, min_nucleus_px: int
+    slide: Slide, *, n_genes: int, n_types: int, mpp: float, expression_scale: float, min_nucleus_px: int
 ) -> TrainingSlide:
     """Blank what is held out, keep the nuclei that can be trained on, and say how many were left out.
 
     Left out: nuclei that touch a held-out rectangle, without measured counts or without a known type,
-    or smaller than ``min_nucleus_px``. In training patches their pixels are background.
+    or smaller than ``min_nucleus_px`` at ``mpp`` µm/px. In training patches their pixels are background.
 
     Raises
     ------
@@ -89,7 +89,7 @@ def training_slide(
     at[row[row >= 0]] = np.flatnonzero(row >= 0)
     measured = at >= 0
     typed = measured & (cell_type[at] >= 0) if len(cell_type) else measured
-    keep = typed & (nuclei.area_px >= min_nucleus_px)
+    keep = typed & (nuclei.area_px * (slide.mpp / mpp) ** 2 >= min_nucleus_px)
     logger.info(
         "slide %s: training on %d of %d nuclei; left out: %d touch a held-out region, %d without counts, "
         "%d without a known type, %d smaller than %d px",

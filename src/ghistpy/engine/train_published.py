@@ -86,6 +86,8 @@ def train_published(
         raise ValueError("slides: got none; give at least one slide with measured cells")
     if max_epochs < 1 or batch_size < 1:
         raise ValueError(f"max_epochs={max_epochs}, batch_size={batch_size}: expected 1 or more")
+    if seed < 0:
+        raise ValueError(f"seed={seed}: expected 0 or more")
     # the network first: it checks config and reference before any pixel is read
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -96,6 +98,7 @@ def train_published(
             slide,
             n_genes=len(genes),
             n_types=len(cell_types),
+            mpp=config.mpp,
             expression_scale=config.expression_scale,
             min_nucleus_px=config.min_nucleus_px,
         )
