@@ -89,7 +89,7 @@ def element_mpp(sdata: SpatialData, kind: str, key: str, argument: str) -> float
 def _scale_of_matrix(matrix: np.ndarray, what: str, remedy: str) -> float:
     """µm/px of a 3 x 3 affine matrix (x, y), when it is an isotropic scale about the origin."""
     x, y = float(matrix[0, 0]), float(matrix[1, 1])
-    largest = max(abs(x), abs(y))
+    largest = float(np.abs(matrix[:2, :2]).max())
     problem = None
     if not np.isfinite(matrix).all() or largest == 0:
         problem = f"not a usable scale ({x} x {y})"

@@ -169,12 +169,13 @@ def _read_picture(path: Path, max_pixels: int) -> tuple[np.ndarray, float | None
                 f"{path}: {width} x {height} px exceed max_pixels={max_pixels}; a PNG or JPEG is decoded into memory "
                 f"({3 * width * height / 1e9:.1f} GB): raise max_pixels=, or convert it to a tiled TIFF"
             )
-        if image.getexif().get(0x0112, 1) != 1:
-            logger.warning("%s: its EXIF orientation is not applied; rows and columns are those of the file", path)
         try:
             array = _decode(image)
+            turned = image.getexif().get(0x0112, 1) != 1
         except (OSError, SyntaxError, ValueError) as error:
             raise ValueError(f"{path}: truncated or damaged ({error}); copy it again") from error
+        if turned:
+            logger.warning("%s: its EXIF orientation is not applied; rows and columns are those of the file", path)
         dots = image.info.get("dpi")
     mpp = None
     if dots and all(d > 0 for d in dots):

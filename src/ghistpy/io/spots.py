@@ -248,8 +248,8 @@ def _locate(positions: Any, ids: np.ndarray, mpp: float, size: tuple[int, int]) 
     if inside.mean() < 0.5:
         raise ValueError(
             f"positions: {report['outside_image']} of {len(xy)} spots lie outside the image of {size[1]} x {size[0]} "
-            f"px (pixel_x up to {xy[:, 0].max():g}, pixel_y up to {xy[:, 1].max():g}); pixel_x is the column and pixel_y "
-            "the row, in pixels of this image"
+            f"px (pixel_x up to {xy[:, 0].max():g}, pixel_y up to {xy[:, 1].max():g}); pixel_x is the column and "
+            "pixel_y the row, in pixels of this image"
         )
     frame = frame[inside]
     report["spots"] = len(frame)
