@@ -34,7 +34,9 @@ def prepare(slide: Slide) -> Slide:
     if len(slide.excluded_um):
         # Outwards to whole pixels: a pixel that is held out in part is held out.
         boxes = slide.excluded_um / slide.mpp
-        boxes = np.concatenate([np.floor(boxes[:, :2]), np.ceil(boxes[:, 2:])], axis=1).astype(np.int64)
+        boxes = np.concatenate([np.floor(boxes[:, :2]), np.ceil(boxes[:, 2:])], axis=1)
+        # A side may be infinite; as an integer it would turn negative, and nothing be blanked.
+        boxes = np.clip(boxes, 0, np.tile(slide.labels.shape, 2)).astype(np.int64)
         image, labels = MaskedSource(image, boxes, 255), MaskedSource(labels, boxes, 0)
         nuclei = nuclei.take(~_touches(nuclei, boxes))
         return replace(
