@@ -27,10 +27,9 @@ class Noise:
     @classmethod
     def of(cls, unpredictable_fraction: float) -> Noise:
         """Noise whose log variance is that share of the variance within a type."""
-        return cls(
-            float(np.expm1(unpredictable_fraction * biology.WITHIN_TYPE_SD**2)),
-            biology.DEPTH_SD * np.sqrt(unpredictable_fraction),
-        )
+        variance = float(np.expm1(unpredictable_fraction * biology.WITHIN_TYPE_SD**2))
+        # a gamma of a smaller variance is 1 for every purpose, and its shape overflows
+        return cls(variance if variance > 1e-6 else 0.0, biology.DEPTH_SD * np.sqrt(unpredictable_fraction))
 
 
 def log_rate(panel: biology.Biology, state: np.ndarray, cell_type: np.ndarray | int, visible_sd: float) -> np.ndarray:
