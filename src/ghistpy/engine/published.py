@@ -16,10 +16,10 @@ from scipy.special import softmax
 
 from ghistpy.data.patches import Patch, PatchGrid, PatchReader, plan_patches
 from ghistpy.data.slide import Slide
-from ghistpy.data.windows import N_MORPHOLOGY, load_window, prepare
+from ghistpy.data.windows import N_MORPHOLOGY, prepare
+from ghistpy.engine.extract import measure
 from ghistpy.engine.prediction import Prediction
 from ghistpy.engine.published_refine import refine_types
-from ghistpy.geometry import plan_tiles
 from ghistpy.nn.config import GHISTConfig
 from ghistpy.nn.published import PublishedNetwork, PublishedOutput
 from ghistpy.nn.published_losses import TypeRoles
@@ -143,7 +143,8 @@ def predict_published(
             slide.name,
             lost,
         )
-    return _prediction(slide, found, _morphology(slide, config, grid.scale))
+    # measured in windows that hold each nucleus whole: patches cut some
+    return _prediction(slide, found, measure(slide, config.mpp)[:, :N_MORPHOLOGY])
 
 
 def _read_ahead(reader: PatchReader, batches: list[range], workers: int) -> Iterator[list[Patch]]:
@@ -201,17 +202,6 @@ def _collect(
         composition=composition[patch],
         cell_type=refined.cell_type,
     )
-
-
-def _morphology(slide: Slide, config: GHISTConfig, scale: float) -> np.ndarray:
-    """(n, F) measured features, from windows that hold each nucleus whole (patches cut some)."""
-    plan = plan_tiles(slide.nuclei, scale=scale, core=512, halo=32, align=16)
-    features = np.zeros((len(slide.nuclei), N_MORPHOLOGY), dtype=np.float32)
-    for tile in range(len(plan)):
-        rows = plan.owned(tile)
-        window = load_window(slide, plan.model_window(tile), rows, scale=scale, mpp=config.mpp, stride=16)
-        features[rows] = window.local[:, :N_MORPHOLOGY]
-    return features
 
 
 def _prediction(slide: Slide, found: _Rows, morphology: np.ndarray) -> Prediction:
