@@ -263,7 +263,7 @@ def test_blocks_are_apart_and_balanced():
 
 def test_cross_fitted_baselines_do_not_see_what_they_predict(cells):
     from ghistpy.tl._baselines import build_baselines
-    from ghistpy.tl._pairs import pair_tables
+    from ghistpy.get.pairs import pair_tables
 
     pairs = pair_tables(cells.sdata, "measured", "insilico")
     test = CrossFit(pairs.xy).splits[0][1]
@@ -287,7 +287,7 @@ _ALL = ("global_mean", "type_mean", "position", "morphology")
 
 def test_cross_fitted_values_equal_a_plain_loop(cells):
     from ghistpy.tl._baselines import build_baselines
-    from ghistpy.tl._pairs import pair_tables
+    from ghistpy.get.pairs import pair_tables
 
     pairs = pair_tables(cells.sdata, "measured", "insilico")
     truth, crossfit = pairs.truth.toarray(), CrossFit(pairs.xy)

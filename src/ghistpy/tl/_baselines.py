@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ghistpy.tl._blocks import CrossFit, LeftOut
-from ghistpy.tl._pairs import CELLS, Pairs
+from ghistpy.get.pairs import CELLS, Pairs
 
 if TYPE_CHECKING:
     from ghistpy.models import GHIST

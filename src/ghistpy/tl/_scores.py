@@ -13,7 +13,7 @@ from ghistpy.stats.metrics import METRICS, Columns, block_metrics, column_blocks
 from ghistpy.stats.skill import WithinType, block_variance_ratio, mean_squared_error, ratio_skill
 from ghistpy.stats.types import composition_agreement, type_agreement
 from ghistpy.tl._baselines import Method
-from ghistpy.tl._pairs import SPOTS, Pairs
+from ghistpy.get.pairs import SPOTS, Pairs
 
 if TYPE_CHECKING:
     import pandas as pd

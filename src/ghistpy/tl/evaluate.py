@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from ghistpy.models import GHIST
-    from ghistpy.tl._pairs import Pairs
+    from ghistpy.get.pairs import Pairs
     from ghistpy.tl.split import Fold
 
 logger = logging.getLogger("ghistpy")
@@ -112,7 +112,7 @@ def evaluate(
     >>> gp.get.evaluation(sdata).query("level == 'overall' and metric == 'pearson'")  # doctest: +SKIP
     """
     from ghistpy.tl._baselines import Method, build_baselines
-    from ghistpy.tl._pairs import pair_tables
+    from ghistpy.get.pairs import pair_tables
     from ghistpy.tl._scores import MODEL, PREDICTION, Scorer
 
     _check_key(sdata, predicted, key_added)
