@@ -1,0 +1,8 @@
+"""Figures: one function per result, axes in and axes out. They draw what is stored and compute no statistic."""
+
+from ghistpy.pl.accuracy import gene_accuracy, gene_scatter
+from ghistpy.pl.maps import compare_genes, slide
+from ghistpy.pl.training import history
+from ghistpy.pl.types import composition, confusion
+
+__all__ = ["slide", "compare_genes", "gene_accuracy", "gene_scatter", "composition", "confusion", "history"]

@@ -1,0 +1,144 @@
+"""Cell types, measured beside predicted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ghistpy import _keys
+from ghistpy.pl._style import INK, MUTED, despine, get_axes, type_colours
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from spatialdata import SpatialData
+
+
+def composition(
+    adata_or_sdata: AnnData | SpatialData,
+    *,
+    table_key: str = _keys.INSILICO,
+    key: str = _keys.EVALUATION,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw the share of every cell type, measured beside predicted.
+
+    Parameters
+    ----------
+    adata_or_sdata
+        Slide or predicted table with an evaluation of nuclei whose types were measured.
+    table_key, key
+        Predicted table and the key of its evaluation.
+    ax
+        Axes to draw into.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        Types from the most to the least frequent measured one; filled bars measured, hollow predicted.
+
+    Raises
+    ------
+    ValueError
+        There is no evaluation, or it compared no cell types.
+    """
+    from ghistpy.get import evaluation
+
+    frame = evaluation(adata_or_sdata, table_key=table_key, key=key)
+    rows = frame[
+        (frame["level"] == "cell_type") & frame["metric"].isin(["proportion_measured", "proportion_predicted"])
+    ]
+    if rows.empty:
+        raise ValueError(f"key={key!r} holds no cell types: {frame.attrs['notes'].get('cell_types', 'not compared')}")
+    table = rows.astype({"name": str, "metric": str}).pivot(index="name", columns="metric", values="value")
+    colours = type_colours(table.index)
+    table = table.sort_values("proportion_measured", kind="stable")
+    ax = get_axes(ax, (4.2, 0.9 + 0.42 * len(table)))
+    y, fill = np.arange(len(table)), [colours[n] for n in table.index]
+    ax.barh(y + 0.19, table["proportion_measured"], 0.34, color=fill, label="measured")
+    ax.barh(y - 0.19, table["proportion_predicted"], 0.34, color="white", edgecolor=fill, lw=1.4, label="predicted")
+    ax.set_yticks(y, table.index, fontsize=8)
+    ax.set_xlabel("share of nuclei", fontsize=8)
+    ax.set_xlim(left=0)
+    despine(ax)
+    ax.tick_params(axis="y", length=0)
+    overall = frame[(frame["level"] == "overall") & (frame["metric"] == "composition_rmse")]["value"].item()
+    ax.text(0.98, 0.03, f"RMSE = {overall:.3f}", transform=ax.transAxes, ha="right", fontsize=8, color=INK)
+    handles = ax.legend(
+        frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, borderaxespad=0.2
+    )
+    for patch, filled in zip(handles.get_patches(), (True, False), strict=True):
+        patch.set(facecolor=MUTED if filled else "white", edgecolor=MUTED, linewidth=1.4)
+    return ax
+
+
+def confusion(
+    adata_or_sdata: AnnData | SpatialData,
+    *,
+    table_key: str = _keys.INSILICO,
+    key: str = _keys.EVALUATION,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw which measured type is predicted as which: rows measured, coloured by the share of the row.
+
+    Parameters
+    ----------
+    adata_or_sdata
+        Slide or predicted table with an evaluation of nuclei whose types were measured.
+    table_key, key
+        Predicted table and the key of its evaluation.
+    ax
+        Axes to draw into.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        Percentages are of the measured type, the number of its cells is beside its name. A type that
+        was only predicted has an empty row.
+
+    Raises
+    ------
+    ValueError
+        There is no evaluation, or it compared no cell types.
+    """
+    from ghistpy.get import evaluation
+
+    frame = evaluation(adata_or_sdata, table_key=table_key, key=key)
+    long = evaluation(adata_or_sdata, table_key=table_key, key=key, part="confusion")
+    counts = long.astype({"measured": str, "predicted": str}).pivot(index="measured", columns="predicted", values="n")
+    names, n = counts.index.tolist(), counts.to_numpy(dtype=float)
+    total = n.sum(1, keepdims=True)
+    share = np.divide(n, total, out=np.full_like(n, np.nan), where=total > 0)
+    ax = get_axes(ax, (1.9 + 0.52 * len(names), 1.5 + 0.46 * len(names)))
+    ax.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for i, j in zip(*np.nonzero(n), strict=True):
+        percent = 100 * share[i, j]
+        ax.text(
+            j,
+            i,
+            f"{percent:.0f}" if percent >= 1 else "<1",
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="white" if share[i, j] > 0.55 else INK,
+        )
+    ax.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor", fontsize=8)
+    ax.set_yticks(
+        range(len(names)), [f"{t}  ({int(k):,})" for t, k in zip(names, total[:, 0], strict=True)], fontsize=8
+    )
+    ax.set_xlabel("predicted", fontsize=9)
+    ax.set_ylabel("measured", fontsize=9)
+    ax.set_xticks(np.arange(len(names) - 1) + 0.5, minor=True)
+    ax.set_yticks(np.arange(len(names) - 1) + 0.5, minor=True)
+    ax.grid(which="minor", color="white", lw=1.5)
+    ax.tick_params(which="both", length=0)
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+    overall = frame[frame["level"] == "overall"].set_index("metric")["value"]
+    ax.set_title(
+        f"% of measured type · accuracy {overall['accuracy']:.2f} · macro-F1 {overall['macro_f1']:.2f}",
+        fontsize=8.5,
+        color=INK,
+    )
+    return ax
