@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from ghistpy.datasets._layout import STEP, Cells, Tissue, smooth_noise
 
-_BATCH_PX = 4_000_000  # pixels of nucleus windows held at once
+_BATCH = 1024  # nuclei rasterised at once
 
 
 @dataclass(frozen=True)
@@ -69,34 +69,43 @@ class Nuclei:
     area_px: np.ndarray
 
 
+def _ellipses(
+    cells: Cells, part: np.ndarray, centre: np.ndarray, half: int, mpp: float, wobble: np.ndarray, phase: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """Owner, row, column and radius of the pixels in and just around the nuclei ``part``."""
+    offset = np.arange(-half, half + 1, dtype=np.int32)
+    dy, dx = (a.ravel() for a in np.meshgrid(offset, offset, indexing="ij"))
+    column, row = centre[part, 0, None] + dx, centre[part, 1, None] + dy
+    x = (column + np.float32(0.5)) * np.float32(mpp) - cells.xy[part, 0, None].astype(np.float32)
+    y = (row + np.float32(0.5)) * np.float32(mpp) - cells.xy[part, 1, None].astype(np.float32)
+    cos, sin = (f(cells.angle[part, None]).astype(np.float32) for f in (np.cos, np.sin))
+    u = (x * cos + y * sin) / cells.axes[part, 0, None].astype(np.float32)
+    v = (y * cos - x * sin) / cells.axes[part, 1, None].astype(np.float32)
+    r = np.sqrt(u * u + v * v)
+    k, p = np.nonzero(r < 1.2)
+    at = part[k]
+    around = np.arctan2(v[k, p], u[k, p])
+    bump = wobble[at, 0] * np.cos(2 * around + phase[at, 0]) + wobble[at, 1] * np.cos(3 * around + phase[at, 1])
+    return at, row[k, p], column[k, p], (r[k, p] / (1 + bump)).astype(np.float32)
+
+
 def draw_nuclei(rng: np.random.Generator, cells: Cells, size_px: int, mpp: float) -> Nuclei:
     """Rasterise all nuclei: slightly irregular ellipses; a contested pixel goes to the nearer one."""
     n = len(cells.xy)
     wobble, phase = rng.uniform(0.02, 0.07, (n, 2)), rng.uniform(0, 2 * np.pi, (n, 2))
-    half = int(np.ceil(1.15 * cells.axes[:, 0].max(initial=1.0) / mpp)) + 1
-    offset = np.arange(-half, half + 1)
-    dy, dx = (a.ravel() for a in np.meshgrid(offset, offset, indexing="ij"))
-    centre = np.floor(cells.xy / mpp).astype(int)
+    centre = np.floor(cells.xy / mpp).astype(np.int32)
+    # nuclei of like length share the size of their windows
+    by_length = np.argsort(cells.axes[:, 0])
     where, radius, owner = [], [], []
-    step = max(1, _BATCH_PX // len(dx))
-    for start in range(0, n, step):
-        part = slice(start, min(start + step, n))
-        column, row = centre[part, 0, None] + dx, centre[part, 1, None] + dy
-        x = (column + 0.5) * mpp - cells.xy[part, 0, None]
-        y = (row + 0.5) * mpp - cells.xy[part, 1, None]
-        cos, sin = np.cos(cells.angle[part, None]), np.sin(cells.angle[part, None])
-        u = (x * cos + y * sin) / cells.axes[part, 0, None]
-        v = (y * cos - x * sin) / cells.axes[part, 1, None]
-        r = np.hypot(u, v)
-        near = (r < 1.2) & (row >= 0) & (row < size_px) & (column >= 0) & (column < size_px)
-        k, p = np.nonzero(near)
-        at = k + start
-        around = np.arctan2(v[k, p], u[k, p])
-        bump = wobble[at, 0] * np.cos(2 * around + phase[at, 0]) + wobble[at, 1] * np.cos(3 * around + phase[at, 1])
-        r = r[k, p] / (1 + bump)
-        inside = r < 1
-        where.append((row[k, p] * size_px + column[k, p])[inside])
-        radius.append(r[inside].astype(np.float32))
+    start = 0
+    while start < n:
+        longest = cells.axes[by_length[min(start + _BATCH, n) - 1], 0]
+        part = by_length[start : start + _BATCH]
+        start += len(part)
+        at, row, column, r = _ellipses(cells, part, centre, int(np.ceil(1.15 * longest / mpp)) + 1, mpp, wobble, phase)
+        inside = (r < 1) & (row >= 0) & (row < size_px) & (column >= 0) & (column < size_px)
+        where.append((row * np.int64(size_px) + column)[inside])
+        radius.append(r[inside])
         owner.append(at[inside])
     where, radius, owner = np.concatenate(where), np.concatenate(radius), np.concatenate(owner)
     order = np.argsort(-radius, kind="stable")  # the smallest radius is written last
@@ -212,8 +221,9 @@ def paint(
     thickness = np.exp(0.03 * _upsample(smooth_noise(rng, tissue.niche.shape, 30 / STEP), size_px, STEP / mpp))
     out = np.empty((3, *shape), np.uint8)
     for channel in range(3):
-        density = thickness * (stain.haematoxylin[channel] * haematoxylin + stain.eosin[channel] * eosin)
-        colour = ndimage.gaussian_filter(stain.background[channel] * np.exp(-density), 0.33 / mpp)
+        # plain floats keep the arrays in single precision
+        h, e, glass = (float(v[channel]) for v in (stain.haematoxylin, stain.eosin, stain.background))
+        colour = ndimage.gaussian_filter(glass * np.exp(-thickness * (h * haematoxylin + e * eosin)), 0.33 / mpp)
         colour += 2.0 * rng.standard_normal(shape, dtype=np.float32)
         out[channel] = np.clip(np.rint(colour), 0, 255)
     return out
