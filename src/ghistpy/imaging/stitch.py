@@ -84,6 +84,15 @@ def _check_labels(labels: Any, window: Window) -> np.ndarray:
     return labels
 
 
+def renumber(labels: np.ndarray) -> tuple[np.ndarray, int]:
+    """Ids above 0 as 1..n in ascending order, (h, w) int32, and n."""
+    at = np.flatnonzero(labels)
+    ids, index = np.unique(labels.ravel()[at], return_inverse=True)
+    out = np.zeros(labels.shape, dtype=np.int32)
+    out.ravel()[at] = index + 1
+    return out, len(ids)
+
+
 def _owned(objects: np.ndarray, n: int, tile: _Tile) -> tuple[np.ndarray, np.ndarray]:
     """Pixels per object, and whether its centroid lies in the core of the tile."""
     at = np.flatnonzero(objects)
@@ -163,9 +172,7 @@ def segment_tiles(
     n = n_small = n_large = n_conflicts = 0
     done = tqdm(_segmented(source, segment, tiles, n_jobs), total=len(tiles), disable=not progress, unit="tile")
     for tile, labels in zip(tiles, done, strict=True):
-        ids, objects = np.unique(_check_labels(labels, tile.window), return_inverse=True)
-        objects = objects.reshape(tile.window.shape) + (0 if len(ids) and ids[0] == 0 else 1)
-        count = int(objects.max(initial=0))
+        objects, count = renumber(_check_labels(labels, tile.window))
         if count == 0:
             continue
         size, owned = _owned(objects, count, tile)

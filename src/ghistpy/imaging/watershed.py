@@ -9,6 +9,7 @@ from scipy import ndimage
 
 from ghistpy.imaging._regions import Look, Maps, ellipse_fill, find_regions
 from ghistpy.imaging.stain import NOMINAL_OD, StainStats, to_od
+from ghistpy.imaging.stitch import renumber
 
 # Thresholds on the smoothed OD of red light, in units of the slide's own 95th percentile of tissue
 # (StainStats.od_scale): the same for every tile of a slide, comparable between slides.
@@ -85,13 +86,6 @@ def _shape_scores(labels: np.ndarray, n: int, look: Look, mpp: float) -> tuple[n
     return look.shape(count * mpp**2, fill), count
 
 
-def _renumber(pairs: np.ndarray) -> tuple[np.ndarray, int]:
-    """Values as 0..n in ascending order, 0 stays 0."""
-    values, index = np.unique(pairs.ravel(), return_inverse=True)
-    shift = 0 if len(values) and values[0] == 0 else 1
-    return (index + shift).reshape(pairs.shape).astype(np.int32), len(values) - 1 + shift
-
-
 def split_clumps(labels: np.ndarray, look: Look, mpp: float, *, peak_um: float) -> np.ndarray:
     """Divide labels at their necks where the parts look more like nuclei than the whole.
 
@@ -130,7 +124,7 @@ def split_clumps(labels: np.ndarray, look: Look, mpp: float, *, peak_um: float) 
         return labels
     basin = watershed(-distance, seeds, mask=doubtful > 0)
     # a basin that flooded into a touching nucleus is cut at its border
-    parts, n_parts = _renumber(doubtful.astype(np.int64) * (n_seeds + 1) + basin * (doubtful > 0))
+    parts, n_parts = renumber(doubtful.astype(np.int64) * (n_seeds + 1) + basin * (doubtful > 0))
     score, count = _shape_scores(parts, n_parts, look, mpp)
     parent = np.zeros(n_parts, dtype=np.intp)
     parent[parts.ravel()[parts.ravel() > 0] - 1] = doubtful.ravel()[parts.ravel() > 0] - 1
@@ -138,7 +132,7 @@ def split_clumps(labels: np.ndarray, look: Look, mpp: float, *, peak_um: float) 
     mean = np.bincount(parent, weight * score, n) / np.maximum(np.bincount(parent, weight, n), 1e-12)
     divide = (mean > whole) & (np.bincount(parent, minlength=n) > 1)
     offset = np.where(divide[parent], n + 1 + np.arange(n_parts), 0)
-    return _renumber(np.where(np.append(False, divide)[labels], np.append(0, offset)[parts], labels))[0]
+    return renumber(np.where(np.append(False, divide)[labels], np.append(0, offset)[parts], labels))[0]
 
 
 def segment_window(
