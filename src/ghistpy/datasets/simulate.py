@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -205,12 +205,10 @@ def _measure(
     import pandas as pd
     from scipy import sparse
 
-    from ghistpy import __version__
     from ghistpy.datasets._counts import LogMoments, Noise, draw_counts, log_rate
     from ghistpy.datasets._layout import count_neighbours
     from ghistpy.io.tables import make_table
 
-    n = len(cells.xy)
     noise = Noise.of(unpredictable_fraction)
     visible_sd = biology.WITHIN_TYPE_SD * np.sqrt(1 - unpredictable_fraction)
     crowding = biology.crowding_state(count_neighbours(cells.xy))
@@ -219,17 +217,17 @@ def _measure(
     counts, depth = draw_counts(rng, rate, noise)
     moments = LogMoments(noise)
     proba = biology.bayes_posterior(cells.log_features, cells.niche, shares)
-    attainable = np.zeros(rate.shape, np.float32)
-    for k in np.flatnonzero(shares):
-        rows = np.flatnonzero(proba[:, k] > 1e-6)  # what is left out changes no entry by more than 1e-5
-        as_type = biology.visible_state(cells.log_features[rows], crowding[rows], int(k))
-        attainable[rows] += proba[rows, k, None] * moments.mean(log_rate(panel, as_type, int(k), visible_sd))
+
+    def mean_as(k: int, rows: np.ndarray) -> np.ndarray:
+        as_type = biology.visible_state(cells.log_features[rows], crowding[rows], k)
+        return moments.mean(log_rate(panel, as_type, k, visible_sd))
+
     table = make_table(
         sparse.csr_matrix(counts.astype(np.float32)),
         panel.genes,
         region=_keys.LABELS,
         instance_key=_keys.CELL_ID,
-        ids=np.arange(1, n + 1),
+        ids=np.arange(1, len(counts) + 1),
         obs={
             _keys.CELL_TYPE: pd.Categorical.from_codes(cells.cell_type, categories=list(biology.TYPES)),
             "niche": pd.Categorical.from_codes(cells.niche, categories=list(biology.NICHES)),
@@ -244,18 +242,8 @@ def _measure(
             "appearance": cells.log_features,
         },
         var={"visible": panel.programme >= 0, "noise_var": moments.variance(rate).mean(axis=0)},
-        uns={
-            _keys.UNS: {
-                "units": _keys.UNITS_COUNTS,
-                "cell_types": list(biology.TYPES),
-                "visible_genes": panel.genes[panel.programme >= 0].tolist(),
-                "visible_states": list(biology.PROGRAMMES),
-                "mpp": float(mpp),
-                "bayes_macro_f1": _macro_f1(cells.cell_type, proba.argmax(axis=1)),
-                "version": __version__,
-            }
-        },
-        layers={"ceiling": moments.mean(rate).astype(np.float32), "attainable": attainable},
+        uns={_keys.UNS: _describe(panel, mpp, _macro_f1(cells.cell_type, proba.argmax(axis=1)))},
+        layers={"ceiling": moments.mean(rate).astype(np.float32), "attainable": _average(proba, mean_as, rate.shape)},
     )
     names = [*biology.PROGRAMMES, "none"]
     table.var["programme"] = pd.Categorical.from_codes(
@@ -263,6 +251,29 @@ def _measure(
     )
     table.varm["type_profiles"] = panel.profiles.T.copy()
     return table
+
+
+def _describe(panel: biology.Biology, mpp: float, macro_f1: float) -> dict[str, Any]:
+    from ghistpy import __version__
+
+    return {
+        "units": _keys.UNITS_COUNTS,
+        "cell_types": list(biology.TYPES),
+        "visible_genes": panel.genes[panel.programme >= 0].tolist(),
+        "visible_states": list(biology.PROGRAMMES),
+        "mpp": float(mpp),
+        "bayes_macro_f1": macro_f1,
+        "version": __version__,
+    }
+
+
+def _average(proba: np.ndarray, mean_as: Callable[[int, np.ndarray], np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    """Mean over the types, weighted by their probability, of what is expected of a cell of that type."""
+    out = np.zeros(shape, np.float32)
+    for k in range(proba.shape[1]):
+        rows = np.flatnonzero(proba[:, k] > 1e-6)  # what is left out changes no entry by more than 1e-5
+        out[rows] += proba[rows, k, None] * mean_as(k, rows)
+    return out
 
 
 def _macro_f1(truth: np.ndarray, predicted: np.ndarray) -> float:
