@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ logger = logging.getLogger("ghistpy")
 
 MAX_CIRCLES = 200_000
 _DEFAULT_DIAMETER_UM = 8.0
-_SMALLEST = 1 / 280  # of the window: smaller circles would vanish on screen
+_SMALLEST = 1 / 200  # of the window: smaller circles would vanish on screen
 _SHAPES_BELOW_PX = 1000  # longer side of a window in full resolution up to which shapes are read
 
 
@@ -87,20 +88,12 @@ def inside(marks: Marks, extent: Extent) -> Marks:
     return marks.take(index)
 
 
-def draw_background(
-    ax: Axes, sdata: SpatialData, image_key: str | None, window_um: Extent | None, *, fade: float, extent: Extent
-) -> Extent:
+def draw_background(ax: Axes, picture: Picture | None, extent: Extent, *, fade: float) -> None:
     """The H&E, faded towards white so that colours on it can be read, and the frame of the axes."""
-    if image_key is not None:
-        picture: Picture = read_picture(sdata, image_key, window_um)
-        extent = picture.extent_um
+    if picture is not None:
         rgb = 255 - (255 - picture.rgb.astype(np.float32)) * (1 - fade)
-        ax.imshow(
-            rgb.astype(np.uint8),
-            extent=(extent[0], extent[2], extent[3], extent[1]),
-            interpolation="antialiased",
-            zorder=0,
-        )
+        x0, y0, x1, y1 = picture.extent_um
+        ax.imshow(rgb.astype(np.uint8), extent=(x0, x1, y1, y0), interpolation="antialiased", zorder=0)
     ax.set_xlim(extent[0], extent[2])
     ax.set_ylim(extent[3], extent[1])  # y runs down, as in the image
     ax.set_aspect("equal")
@@ -108,7 +101,16 @@ def draw_background(
     ax.set_yticks([])
     for spine in ax.spines.values():
         spine.set_visible(False)
-    return extent
+
+
+def frame_of(
+    sdata: SpatialData, image_key: str | None, window_um: Extent | None, marks: Marks, *, max_px: int = 1200
+) -> tuple[Picture | None, Extent]:
+    """The picture behind a map, when there is an image, and the window that the map shows."""
+    if image_key is not None:
+        picture = read_picture(sdata, image_key, window_um, max_px=max_px)
+        return picture, picture.extent_um
+    return None, window_um or bounds([marks]) or (0.0, 0.0, 1.0, 1.0)
 
 
 def draw_circles(ax: Axes, marks: Marks, extent: Extent, **style: Any) -> EllipseCollection:
@@ -158,13 +160,15 @@ def shapes_in(sdata: SpatialData, table: AnnData, image_key: str | None, extent:
     import pandas as pd
 
     from ghistpy.geometry import Window
-    from ghistpy.io import get_mpp, open_labels
+    from ghistpy.io import get_mpp, open_image, open_labels
     from ghistpy.io.tables import linked_to
 
     link = linked_to(table)
     if image_key is None or link is None or len(link[0]) != 1 or link[0][0] not in sdata.labels:
         return None
     source, mpp = open_labels(sdata, link[0][0]), get_mpp(sdata, image_key)
+    if source.shape != open_image(sdata, image_key).shape[-2:]:
+        return None
     x0, y0, x1, y1 = (round(v / mpp) for v in extent)
     window = Window(y0, x0, y1, x1).clip(*source.shape)
     if max(window.shape) > _SHAPES_BELOW_PX or min(window.shape) < 1:
@@ -180,10 +184,12 @@ def finish_map(ax: Axes, extent: Extent) -> None:
     scale_bar(ax, extent[2] - extent[0])
 
 
-def bounds(marks: Marks) -> Extent:
-    """A window around all marks, for maps without image."""
-    if len(marks.xy) == 0:
-        return (0.0, 0.0, 1.0, 1.0)
-    r = marks.diameter.max() / 2
-    low, high = marks.xy.min(0) - r, marks.xy.max(0) + r
-    return (float(low[0]), float(low[1]), float(high[0]), float(high[1]))
+def bounds(marks: Sequence[Marks], *, margin: float = 0.0) -> Extent | None:
+    """The window around all marks, wider by a share of its longer side; None without marks."""
+    kept = [m for m in marks if len(m.xy)]
+    if not kept:
+        return None
+    low = np.min([(m.xy - m.diameter[:, None] / 2).min(0) for m in kept], axis=0)
+    high = np.max([(m.xy + m.diameter[:, None] / 2).max(0) for m in kept], axis=0)
+    pad = margin * float((high - low).max())
+    return (float(low[0] - pad), float(low[1] - pad), float(high[0] + pad), float(high[1] + pad))

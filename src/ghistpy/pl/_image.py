@@ -27,7 +27,11 @@ class Picture:
 
 
 def _levels(sdata: SpatialData, image_key: str) -> list[ArraySource]:
-    """Sources of all resolutions, the finest first."""
+    """Sources of all resolutions that can be read directly, the finest first.
+
+    A coarse level that is still to be computed from the full resolution is worse than no level: it is
+    computed anew at every read.
+    """
     from ghistpy.io import get_element, open_image
 
     element = get_element(sdata, "images", image_key, "image_key")
@@ -35,14 +39,15 @@ def _levels(sdata: SpatialData, image_key: str) -> list[ArraySource]:
     if not getattr(element, "children", None):
         return [finest]
     arrays = [next(iter(level.data_vars.values())) for level in element.children.values()]
-    rest = [_source(a.transpose("c", "y", "x").data) for a in arrays if a.sizes["x"] < finest.shape[-1]]
-    return [finest, *sorted(rest, key=lambda s: -s.shape[-1])]
+    rest = [_direct(a.transpose("c", "y", "x").data) for a in arrays if a.sizes["x"] < finest.shape[-1]]
+    return [finest, *sorted((s for s in rest if s is not None), key=lambda s: -s.shape[-1])]
 
 
-def _source(data: Any) -> ArraySource:
-    from ghistpy.io.sources import DaskSource
+def _direct(data: Any) -> ArraySource | None:
+    from ghistpy.io.sources import DaskSource, _source_of_dask
 
-    return MemorySource(data) if isinstance(data, np.ndarray) else DaskSource(data)
+    source = MemorySource(data) if isinstance(data, np.ndarray) else _source_of_dask(data)
+    return None if isinstance(source, DaskSource) else source
 
 
 def _window_px(extent: Extent | None, height: int, width: int, mpp: float) -> tuple[float, float, float, float]:
@@ -67,8 +72,9 @@ def _pooled(source: ArraySource, window: Window, stride: int) -> np.ndarray:
         block = source.read(Window(y, window.x0, min(y + step, end), window.x0 + width))
         c, h, w = block.shape
         if stride > 1:
-            parts = block.reshape(c, h // stride, stride, w // stride, stride)
-            block = np.rint(parts.mean(axis=(2, 4), dtype=np.float32)).astype(np.uint8)
+            rows = block.reshape(c, h // stride, stride, w).sum(2, dtype=np.uint32)
+            total = rows.reshape(c, h // stride, w // stride, stride).sum(3)
+            block = np.rint(total / stride**2).astype(np.uint8)
         bands.append(block)
     return np.concatenate(bands, axis=1).transpose(1, 2, 0)
 

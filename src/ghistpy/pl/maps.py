@@ -19,11 +19,12 @@ from ghistpy.pl._draw import (
     draw_background,
     draw_circles,
     finish_map,
+    frame_of,
     inside,
     marks_of,
     shapes_in,
 )
-from ghistpy.pl._image import Extent
+from ghistpy.pl._image import Extent, Picture
 from ghistpy.pl._style import EXPRESSION_CMAP, INK, MUTED, get_axes, outside_legend, type_colours
 from ghistpy.pl.accuracy import stored_pearson
 
@@ -96,9 +97,8 @@ def slide(
     table = get_element(sdata, "tables", table_key, "table_key")
     ax = get_axes(ax, (6.4, 5.2))
     everything = marks_of(sdata, table, f"table_key={table_key!r}")
-    extent = draw_background(
-        ax, sdata, image_key, window_um, fade=fade if color is not None else 0.0, extent=window_um or bounds(everything)
-    )
+    picture, extent = frame_of(sdata, image_key, window_um, everything)
+    draw_background(ax, picture, extent, fade=fade if color is not None else 0.0)
     view = _View(ax, extent, inside(everything, extent), shapes_in(sdata, table, image_key, extent), table.n_obs)
     if color is None:
         view.outlines()
@@ -185,6 +185,13 @@ def _limit(values: np.ndarray, vmax: float | None) -> float:
     return top if top > 0 else 1.0
 
 
+def _range(values: np.ndarray) -> Normalize:
+    """From the 1st to the 99th percentile, so that a gene that is high everywhere shows its pattern."""
+    top = _limit(values, None)
+    low = float(np.percentile(values, 100 - _TOP)) if values.size else 0.0
+    return Normalize(low if low < top else 0.0, top)
+
+
 def _draw_types(view: _View, table: AnnData, column: str) -> None:
     import pandas as pd
 
@@ -237,7 +244,7 @@ def compare_genes(
     Measured cells stand beside predicted nuclei on one colour scale, log1p(count). Measured spots
     stand beside predicted spots (table ``aggregated``, when there is one) on one colour scale,
     log1p(1e4 · count / total), and beside predicted nuclei on their own, for a nucleus is not a spot.
-    Scales start at 0, end at the 99th percentile of the measured values and are stated.
+    Scales reach from the 1st to the 99th percentile of the measured values and are stated.
 
     Parameters
     ----------
@@ -249,8 +256,10 @@ def compare_genes(
         Tables of raw counts (cells or spots) and of predicted nuclei.
     aggregated
         Predicted spots (:func:`ghistpy.tl.aggregate_spots`); left out when absent or None.
-    image_key, window_um, fade, cmap
+    image_key, fade, cmap
         As in :func:`slide`.
+    window_um
+        (x0, y0, x1, y1) in µm; None = all nuclei and spots.
     evaluation_key
         Where :func:`ghistpy.tl.evaluate` stored correlations; they are written on the predicted panels
         when they are there.
@@ -274,11 +283,15 @@ def compare_genes(
             raise ValueError(f"genes: {missing or 'none given'}; table {key!r} holds {table.n_vars} genes, not these")
     panels = _panels(sdata, tables[measured], tables[predicted], measured, predicted, aggregated, genes)
     scores = {p.title: stored_pearson(p.table, evaluation_key) for p in panels if p.predicted}
+    window_um = window_um or bounds([p.marks for p in panels], margin=0.03)
+    picture, extent = frame_of(sdata, image_key, window_um, panels[-1].marks, max_px=700)
+    shapes = [shapes_in(sdata, p.table, image_key, extent) for p in panels]
+    background = (picture, extent, shapes, fade)
     figure, axes = plt.subplots(len(genes), len(panels), squeeze=False, layout="compressed")
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.0, hspace=0.0)
     for row, gene in zip(axes, genes, strict=True):
-        _compare_row(sdata, row, gene, panels, scores, (image_key, window_um, fade), cmap)
-    (x0, x1), (y1, y0) = axes[0, 0].get_xlim(), axes[0, 0].get_ylim()
+        _compare_row(row, gene, panels, scores, background, cmap)
+    x0, y0, x1, y1 = extent
     width = 2.9 * float(np.clip((x1 - x0) / (y1 - y0), 0.5, 2.5))
     figure.set_size_inches(width * len(panels) + 1.1, 2.9 * len(genes) + 0.3)
     for ax, panel in zip(axes[0], panels, strict=True):
@@ -323,23 +336,21 @@ def _depth(table: AnnData) -> np.ndarray:
 
 
 def _compare_row(
-    sdata: SpatialData,
     row: Sequence[Axes],
     gene: str,
     panels: Sequence[_Panel],
     scores: dict[str, dict[str, float]],
-    background: tuple[str | None, Extent | None, float],
+    background: tuple[Picture | None, Extent, Sequence[Shapes | None], float],
     cmap: str,
 ) -> None:
-    image_key, window_um, fade = background
+    picture, extent, shapes, fade = background
     values = [p.values(gene) for p in panels]
     # the first panel of a scale, the measured one, sets it
-    top = {p.scale: _limit(v[p.marks.rows], None) for p, v in reversed(list(zip(panels, values, strict=True)))}
+    norms = {p.scale: _range(v[p.marks.rows]) for p, v in reversed(list(zip(panels, values, strict=True)))}
     for i, (ax, panel, value) in enumerate(zip(row, panels, values, strict=True)):
-        extent = draw_background(ax, sdata, image_key, window_um, fade=fade, extent=window_um or bounds(panel.marks))
-        norm = Normalize(0, top[panel.scale])
-        shapes = shapes_in(sdata, panel.table, image_key, extent)
-        _View(ax, extent, inside(panel.marks, extent), shapes, panel.table.n_obs).values(value, norm, cmap)
+        draw_background(ax, picture, extent, fade=fade)
+        norm = norms[panel.scale]
+        _View(ax, extent, inside(panel.marks, extent), shapes[i], panel.table.n_obs).values(value, norm, cmap)
         r = scores.get(panel.title, {}).get(gene)
         if r is not None and np.isfinite(r):
             _tag(ax, f"r = {r:.2f}")
@@ -370,8 +381,9 @@ def _tag(ax: Axes, text: str) -> None:
 
 def _shared_bar(axes: Sequence[Axes], norm: Normalize, cmap: str, label: str) -> None:
     mappable = plt.cm.ScalarMappable(norm, cmap)
+    extend = "both" if norm.vmin > 0 else "max"
     bar = axes[0].figure.colorbar(
-        mappable, ax=list(axes), fraction=0.045 / len(axes), pad=0.01, shrink=0.8, extend="max"
+        mappable, ax=list(axes), fraction=0.045 / len(axes), pad=0.01, shrink=0.8, extend=extend
     )
     bar.set_label(label, fontsize=7)
     bar.outline.set_visible(False)
