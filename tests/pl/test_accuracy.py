@@ -135,9 +135,10 @@ def test_history_marks_the_lowest_validation_loss():
     np.testing.assert_array_equal(curves["validation"].get_ydata(), frame["val_loss"])
     assert (curves["lowest"].get_xdata()[0], curves["lowest"].get_ydata()[0]) == (2, 3.0)
     assert len(gp.pl.history(frame.drop(columns="val_loss")).lines) == 1
-    with pytest.raises(ValueError, match="this model has no history"):
-        gp.pl.history(SimpleNamespace(history=None))
-    with pytest.raises(ValueError, match=r"columns \['train_loss'\]"):
+    for none in (None, pd.DataFrame()):
+        with pytest.raises(ValueError, match="this model has no history"):
+            gp.pl.history(SimpleNamespace(history=none))
+    with pytest.raises(ValueError, match=r"columns \['train_loss'\] are missing"):
         gp.pl.history(pd.DataFrame({"epoch": [0]}))
 
 

@@ -46,12 +46,12 @@ def history(model_or_frame: GHIST | pd.DataFrame, *, ax: Axes | None = None) -> 
     import pandas as pd
 
     found: Any = getattr(model_or_frame, "history", model_or_frame)
-    if found is None:
+    if found is None or len(found) == 0:
         raise ValueError("model_or_frame: this model has no history; it was not trained here (a converted checkpoint)")
     frame = pd.DataFrame(found)
     missing = {"epoch", "train_loss"} - set(frame.columns)
-    if missing or frame.empty:
-        raise ValueError(f"model_or_frame: columns {sorted(missing) or 'are empty'}; it has {list(frame.columns)}")
+    if missing:
+        raise ValueError(f"model_or_frame: columns {sorted(missing)} are missing; it has {list(frame.columns)}")
     ax = get_axes(ax, (4.2, 2.9))
     curves = (("train_loss", "training", MUTED), ("val_loss", "validation", METHOD_COLOURS["model"]))
     for column, label, colour in curves:
