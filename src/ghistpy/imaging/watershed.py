@@ -14,8 +14,17 @@ from ghistpy.imaging.stitch import renumber
 # Thresholds on the smoothed OD of red light, in units of the slide's own 95th percentile of tissue
 # (StainStats.od_scale): the same for every tile of a slide, comparable between slides.
 _THRESHOLDS = np.geomspace(0.18, 1.4, 22)
-# OD below the lowest threshold everywhere: nothing to look for
-_LOWEST = float(_THRESHOLDS[0])
+# Darker than this, in the same units, and blue: nuclei, also where nothing separates them.
+_DENSE = 0.6
+_DENSE_HUE = 0.25
+_DENSE_MIN_UM2 = 20.0
+_DENSE_MIN_SHAPE = 0.6
+_GAP_UM = 0.6  # from the nuclei found before; no seam of pixels is a nucleus
+_NECK_UM = 1.7  # radius of the disc that fits into every part
+# How the dark is divided: height = distance to the border up to _CORE_UM, beyond it the local detail of
+# the OD decides (µm per unit of OD), since distance says nothing inside a wide mass.
+_CORE_UM = 3.0
+_DETAIL_UM = 4.0
 
 
 @dataclass(frozen=True)
@@ -33,7 +42,10 @@ class WatershedParams:
     hole_um2
         Paler centres up to this size belong to the nucleus.
     peak_um
-        Two nuclei of a clump are at least twice as far apart.
+        Two nuclei of a clump are at least so far apart.
+    dense
+        Also divide dark masses in which no nucleus has an outline; counts and areas matter there,
+        single outlines are guesses.
     """
 
     smoothing_um: float = 0.5
@@ -42,6 +54,7 @@ class WatershedParams:
     min_quality: float = 0.2
     hole_um2: float = 30.0
     peak_um: float = 1.6
+    dense: bool = True
 
     def __post_init__(self) -> None:
         for name in ("smoothing_um", "min_area_um2", "peak_um"):
@@ -86,6 +99,23 @@ def _shape_scores(labels: np.ndarray, n: int, look: Look, mpp: float) -> tuple[n
     return look.shape(count * mpp**2, fill), count
 
 
+def _distance(mask: np.ndarray, mpp: float) -> np.ndarray:
+    """Distance to the background in µm, float32."""
+    return (ndimage.distance_transform_edt(mask) * mpp).astype(np.float32)
+
+
+def _basins(
+    height: np.ndarray, mask: np.ndarray, seeds_in: np.ndarray, mpp: float, peak_um: float
+) -> tuple[np.ndarray, int]:
+    """Watershed of the peaks of ``height`` inside ``mask``: labels and the number of peaks."""
+    from skimage.segmentation import watershed
+
+    width = 2 * round(peak_um / mpp) + 1
+    peaks = (height >= ndimage.maximum_filter(height, size=width)) & seeds_in
+    seeds, n = ndimage.label(peaks, structure=np.ones((3, 3)))
+    return (watershed(-height, seeds, mask=mask) if n else seeds), n
+
+
 def split_clumps(labels: np.ndarray, look: Look, mpp: float, *, peak_um: float) -> np.ndarray:
     """Divide labels at their necks where the parts look more like nuclei than the whole.
 
@@ -107,8 +137,6 @@ def split_clumps(labels: np.ndarray, look: Look, mpp: float, *, peak_um: float) 
     numpy.ndarray
         (h, w) int32, 1..m with m >= n; the same foreground.
     """
-    from skimage.segmentation import watershed
-
     n = int(labels.max(initial=0))
     if n == 0:
         return labels
@@ -116,15 +144,12 @@ def split_clumps(labels: np.ndarray, look: Look, mpp: float, *, peak_um: float) 
     # what is as convex as an ellipse is not worth a watershed
     doubtful = np.where(np.append(0.0, whole < 0.95)[labels] > 0, labels, 0)
     interior = _interior(doubtful)
-    distance = ndimage.gaussian_filter(ndimage.distance_transform_edt(interior).astype(np.float32), 0.6 / mpp)
-    width = 2 * round(peak_um / mpp) + 1
-    peaks = (distance >= ndimage.maximum_filter(distance, size=width)) & interior
-    seeds, n_seeds = ndimage.label(peaks, structure=np.ones((3, 3)))
+    distance = ndimage.gaussian_filter(_distance(interior, mpp), 0.6 / mpp)
+    basin, n_seeds = _basins(distance, doubtful > 0, interior, mpp, peak_um)
     if n_seeds == 0:
         return labels
-    basin = watershed(-distance, seeds, mask=doubtful > 0)
     # a basin that flooded into a touching nucleus is cut at its border
-    parts, n_parts = renumber(doubtful.astype(np.int64) * (n_seeds + 1) + basin * (doubtful > 0))
+    parts, n_parts = renumber(doubtful.astype(np.int64) * (n_seeds + 1) + basin)
     score, count = _shape_scores(parts, n_parts, look, mpp)
     parent = np.zeros(n_parts, dtype=np.intp)
     parent[parts.ravel()[parts.ravel() > 0] - 1] = doubtful.ravel()[parts.ravel() > 0] - 1
@@ -133,6 +158,48 @@ def split_clumps(labels: np.ndarray, look: Look, mpp: float, *, peak_um: float) 
     divide = (mean > whole) & (np.bincount(parent, minlength=n) > 1)
     offset = np.where(divide[parent], n + 1 + np.arange(n_parts), 0)
     return renumber(np.where(np.append(False, divide)[labels], np.append(0, offset)[parts], labels))[0]
+
+
+def fill_dense(labels: np.ndarray, maps: Maps, look: Look, mpp: float, *, peak_um: float) -> np.ndarray:
+    """Add nuclei where the tissue is as dark and blue as nuclei but shows no outline.
+
+    In dense clumps of a thick section no threshold separates the nuclei. What is left of the dark is
+    divided at its necks and along its paler lines; parts of plausible size and shape are kept.
+
+    Parameters
+    ----------
+    labels
+        (h, w) int32, 1..n: the nuclei found so far; they are not changed.
+    maps
+        Images of the window.
+    look, mpp, peak_um
+        As in :func:`split_clumps`.
+
+    Returns
+    -------
+    numpy.ndarray
+        (h, w) int32, 1..m with m >= n.
+    """
+    dark = (maps.nuclear > _DENSE) & (maps.red > _DENSE_HUE * maps.total)
+    if not dark.any():
+        return labels
+    gap = round(_GAP_UM / mpp)
+    near = ndimage.maximum_filter(labels, size=2 * gap + 1) > 0 if gap else labels > 0
+    depth = _distance(dark & ~near, mpp)
+    core = depth > _NECK_UM
+    if not core.any():
+        return labels
+    dark = _distance(~core, mpp) <= _NECK_UM  # an opening: what the disc reaches
+    detail = ndimage.gaussian_filter(maps.nuclear, 1.0 / mpp) - ndimage.gaussian_filter(maps.nuclear, 4.0 / mpp)
+    height = ndimage.gaussian_filter(np.minimum(depth, _CORE_UM), 0.6 / mpp) + _DETAIL_UM * detail
+    parts, n = _basins(np.where(dark, height, height.min()), dark, dark, mpp, peak_um)
+    if n == 0:
+        return labels
+    shape, count = _shape_scores(parts, n, look, mpp)
+    keep = (shape > _DENSE_MIN_SHAPE) & (count * mpp**2 >= _DENSE_MIN_UM2)
+    offset = int(labels.max(initial=0))
+    number = np.append(0, np.where(keep, offset + np.cumsum(keep), 0)).astype(np.int32)
+    return np.where(labels > 0, labels, number[parts])
 
 
 def segment_window(
@@ -146,8 +213,8 @@ def segment_window(
     """Segment the nuclei of one window.
 
     Regions that look like nuclei are chosen among the components of 22 thresholds of the OD of red light
-    (see :mod:`ghistpy.imaging._regions`), then clumps are divided by a watershed on the distance to their
-    border.
+    (see ``find_regions``), clumps are divided by a watershed on the distance to their border, and dark
+    masses without outlines are divided last.
 
     Parameters
     ----------
@@ -192,11 +259,12 @@ def segment_window(
     if not (np.isfinite(mpp) and mpp > 0):
         raise ValueError(f"mpp: expected µm per px above 0, got {mpp!r}")
     od = to_od(rgb, stats)
-    if od[0].size == 0 or od[0].max() < _LOWEST:
+    if od[0].size == 0 or od[0].max() < _THRESHOLDS[0]:
         return np.zeros(od.shape[1:], dtype=np.int32)
     look = Look(0.75 * params.min_area_um2, params.max_area_um2)
+    maps = _maps(od, mpp, params.smoothing_um)
     labels = find_regions(
-        _maps(od, mpp, params.smoothing_um),
+        maps,
         _THRESHOLDS,
         look,
         mpp,
@@ -204,4 +272,5 @@ def segment_window(
         hole_um2=params.hole_um2,
         open_edges=open_edges,
     )
-    return split_clumps(labels, look, mpp, peak_um=params.peak_um)
+    labels = split_clumps(labels, look, mpp, peak_um=params.peak_um)
+    return fill_dense(labels, maps, look, mpp, peak_um=params.peak_um) if params.dense else labels
