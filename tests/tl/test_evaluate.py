@@ -104,6 +104,16 @@ def test_baselines_of_the_model_are_its_training_data(cells):
     assert sources["position"] == "this slide, cross-fitted on spatial blocks"
 
 
+def test_another_model_is_refused(cells):
+    cells.sdata["insilico"].uns["ghistpy"]["model_hash"] = "aa"
+    model = _model(cells)
+    model.hash = "aa"
+    gp.tl.evaluate(cells.sdata, model=model)
+    model.hash = "bb"
+    with pytest.raises(ValueError, match="model: its hash is bb, but predicted='insilico' was made by the model aa"):
+        gp.tl.evaluate(cells.sdata, model=model)
+
+
 def test_gene_sets_of_the_model(cells):
     sdata, model = cells.sdata, _model(cells)
     gp.tl.evaluate(sdata, model=model)
@@ -262,8 +272,8 @@ def test_blocks_are_apart_and_balanced():
 
 
 def test_cross_fitted_baselines_do_not_see_what_they_predict(cells):
-    from ghistpy.tl._baselines import build_baselines
     from ghistpy.get.pairs import pair_tables
+    from ghistpy.tl._baselines import build_baselines
 
     pairs = pair_tables(cells.sdata, "measured", "insilico")
     test = CrossFit(pairs.xy).splits[0][1]
@@ -286,8 +296,8 @@ _ALL = ("global_mean", "type_mean", "position", "morphology")
 
 
 def test_cross_fitted_values_equal_a_plain_loop(cells):
-    from ghistpy.tl._baselines import build_baselines
     from ghistpy.get.pairs import pair_tables
+    from ghistpy.tl._baselines import build_baselines
 
     pairs = pair_tables(cells.sdata, "measured", "insilico")
     truth, crossfit = pairs.truth.toarray(), CrossFit(pairs.xy)

@@ -49,11 +49,25 @@ def evaluation(
 
     Examples
     --------
+    The best prediction that the pixels of a simulated slide allow:
+
     >>> import ghistpy as gp
-    >>> frame = gp.get.evaluation(sdata)  # doctest: +SKIP
-    >>> frame.query("level == 'gene' and metric == 'pearson'").pivot(
-    ...     index="name", columns="method", values="value"
-    ... )  # doctest: +SKIP
+    >>> sdata = gp.datasets.simulate_slide(n_cells=300, n_genes=12)
+    >>> measured = sdata["measured"]
+    >>> sdata["insilico"] = gp.io.make_table(
+    ...     measured.layers["attainable"],
+    ...     measured.var_names,
+    ...     region="nuclei",
+    ...     instance_key="cell_id",
+    ...     ids=measured.obs["cell_id"],
+    ...     obs={"cell_type": measured.obs["cell_type"]},
+    ...     obsm={"spatial": measured.obsm["spatial"]},
+    ...     uns={"ghistpy": {"units": "log1p(expected count)"}},
+    ... )
+    >>> gp.tl.evaluate(sdata, baselines=("type_mean",))
+    >>> frame = gp.get.evaluation(sdata).query("level == 'gene' and metric == 'rmse'")
+    >>> sorted(frame.pivot(index="name", columns="method", values="value").columns)
+    ['model', 'oracle_type_mean', 'type_mean']
     """
     table, where = adata_or_sdata, "the table"
     if hasattr(adata_or_sdata, "tables"):

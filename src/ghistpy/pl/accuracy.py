@@ -59,7 +59,7 @@ def gene_accuracy(
         Any per-gene metric of the evaluation, such as ``"pearson"``, ``"pearson_depth_adjusted"``,
         ``"within_type_pearson"`` or ``"skill"``.
     gene_sets
-        Sets to draw, in this order; ``"all genes"`` is one of them. None = all sets, then all genes.
+        Sets to draw, in this order; None = all of them. ``"all genes"`` is added when no set holds all.
     methods
         Methods to draw, in this order; None = model, then all baselines.
     ceiling
@@ -78,8 +78,24 @@ def gene_accuracy(
 
     Examples
     --------
+    The best prediction that the pixels of a simulated slide allow:
+
     >>> import ghistpy as gp
-    >>> ax = gp.pl.gene_accuracy(sdata, metric="pearson")  # doctest: +SKIP
+    >>> sdata = gp.datasets.simulate_slide(n_cells=300, n_genes=12)
+    >>> measured = sdata["measured"]
+    >>> sdata["insilico"] = gp.io.make_table(
+    ...     measured.layers["attainable"],
+    ...     measured.var_names,
+    ...     region="nuclei",
+    ...     instance_key="cell_id",
+    ...     ids=measured.obs["cell_id"],
+    ...     obs={"cell_type": measured.obs["cell_type"]},
+    ...     obsm={"spatial": measured.obsm["spatial"]},
+    ...     uns={"ghistpy": {"units": "log1p(expected count)"}},
+    ... )
+    >>> gp.tl.evaluate(sdata, baselines=("type_mean",))
+    >>> gp.pl.gene_accuracy(sdata, metric="pearson").get_ylabel()
+    'Pearson r per gene'
     """
     from ghistpy.get import evaluation
 
@@ -91,7 +107,9 @@ def gene_accuracy(
         raise ValueError(f"metric={metric!r} is not in the evaluation {key!r}; it has {there}")
     values = genes.pivot(index="name", columns="method", values="value")
     sets = {n: members.loc[members["gene_set"] == n, "gene"].tolist() for n in members["gene_set"].unique()}
-    sets = {str(n): g for n, g in sets.items()} | {_ALL: values.index.tolist()}
+    sets = {str(n): g for n, g in sets.items()}
+    if not any(len(g) == len(values) for g in sets.values()):
+        sets[_ALL] = values.index.tolist()
     chosen = _choose(gene_sets, list(sets), "gene_sets")
     ordered = [m for m in METHOD_NAMES if m in values.columns]
     drawn = _choose(methods, ordered, "methods")

@@ -75,9 +75,30 @@ def aggregate_spots(
 
     Examples
     --------
+    One spot of 100 µm over the best prediction that the pixels of a simulated slide allow:
+
+    >>> import geopandas
     >>> import ghistpy as gp
-    >>> gp.tl.aggregate_spots(sdata)  # doctest: +SKIP
-    >>> sdata["insilico_spots"].obs["n_nuclei"].sum()  # doctest: +SKIP
+    >>> from spatialdata.models import ShapesModel
+    >>> from spatialdata.transformations import Identity
+    >>> sdata = gp.datasets.simulate_slide(n_cells=300, n_genes=12)
+    >>> measured = sdata["measured"]
+    >>> sdata["insilico"] = gp.io.make_table(
+    ...     measured.layers["attainable"],
+    ...     measured.var_names,
+    ...     region="nuclei",
+    ...     instance_key="cell_id",
+    ...     ids=measured.obs["cell_id"],
+    ...     obs={"cell_type": measured.obs["cell_type"], "total": measured.obs["total"]},
+    ...     obsm={"spatial": measured.obsm["spatial"]},
+    ...     uns={"ghistpy": {"units": "log1p(expected count)"}},
+    ... )
+    >>> circle = geopandas.GeoDataFrame({"radius": [50.0]}, geometry=geopandas.points_from_xy([120], [120]))
+    >>> sdata["spots"] = ShapesModel.parse(circle, transformations={"microns": Identity()})
+    >>> gp.tl.aggregate_spots(sdata)
+    >>> spots = sdata["insilico_spots"]
+    >>> spots.shape, bool(spots.obs["n_nuclei"].item() > 20)
+    ((1, 12), True)
     """
     from ghistpy.io import ensure_can_save, get_element, write_table
 

@@ -14,8 +14,8 @@ from ghistpy import _keys
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
-    from ghistpy.models import GHIST
     from ghistpy.get.pairs import Pairs
+    from ghistpy.models import GHIST
     from ghistpy.tl.split import Fold
 
 logger = logging.getLogger("ghistpy")
@@ -107,12 +107,29 @@ def evaluate(
 
     Examples
     --------
+    The best prediction that the pixels of a simulated slide allow:
+
     >>> import ghistpy as gp
-    >>> gp.tl.evaluate(sdata, model=model)  # doctest: +SKIP
-    >>> gp.get.evaluation(sdata).query("level == 'overall' and metric == 'pearson'")  # doctest: +SKIP
+    >>> sdata = gp.datasets.simulate_slide(n_cells=300, n_genes=12)
+    >>> measured = sdata["measured"]
+    >>> sdata["insilico"] = gp.io.make_table(
+    ...     measured.layers["attainable"],
+    ...     measured.var_names,
+    ...     region="nuclei",
+    ...     instance_key="cell_id",
+    ...     ids=measured.obs["cell_id"],
+    ...     obs={"cell_type": measured.obs["cell_type"]},
+    ...     obsm={"spatial": measured.obsm["spatial"]},
+    ...     uns={"ghistpy": {"units": "log1p(expected count)"}},
+    ... )
+    >>> gp.tl.evaluate(sdata, baselines=("global_mean", "type_mean", "position"))
+    >>> frame = gp.get.evaluation(sdata).query("level == 'overall' and metric == 'pearson'")
+    >>> r = frame.set_index("method")["value"]
+    >>> bool(r["model"] > r["type_mean"] > r["position"])
+    True
     """
-    from ghistpy.tl._baselines import Method, build_baselines
     from ghistpy.get.pairs import pair_tables
+    from ghistpy.tl._baselines import Method, build_baselines
     from ghistpy.tl._scores import MODEL, PREDICTION, Scorer
 
     _check_key(sdata, predicted, key_added)
@@ -125,6 +142,7 @@ def evaluate(
         keep_ids=None if fold is None else _test_ids(sdata, fold),
         min_total=min_total,
     )
+    _check_model(sdata.tables[predicted].uns[_keys.UNS], model, predicted)
     methods = [Method(MODEL, PREDICTION, lambda columns, _: pairs.predicted(columns))]
     methods += build_baselines(pairs, model, baselines)
     sets = _gene_sets(pairs, model, gene_sets)
@@ -148,6 +166,16 @@ def _check_key(sdata: SpatialData, predicted: str, key_added: str) -> None:
     if key_added in provenance and not isinstance(provenance[key_added], Mapping):
         raise ValueError(
             f"key_added={key_added!r} is an entry of the provenance in uns['ghistpy']; choose another name"
+        )
+
+
+def _check_model(provenance: Mapping[str, Any], model: GHIST | None, predicted: str) -> None:
+    """Baselines of another model would be compared under its name."""
+    made_by, own = provenance.get("model_hash"), getattr(model, "hash", None)
+    if made_by is not None and own is not None and own != made_by:
+        raise ValueError(
+            f"model: its hash is {own}, but predicted={predicted!r} was made by the model {made_by}; pass that one, "
+            "or model=None to cross-fit the baselines on this slide"
         )
 
 
