@@ -9,13 +9,11 @@ import pandas as pd
 import pytest
 import spatialdata
 from scipy.stats import pearsonr
-from sklearn.linear_model import Ridge
 from sklearn.metrics import accuracy_score, f1_score
 
 import ghistpy as gp
 from ghistpy.io import make_table
 from ghistpy.stats import depth_adjusted_pearson
-from ghistpy.tl._blocks import CrossFit, spatial_folds
 
 
 def _values(sdata, level="gene", **where):
@@ -257,76 +255,7 @@ def test_a_model_on_another_scale_lends_no_baseline(spots):
     assert set(frame.attrs["notes"]["baselines"].values()) == {"this slide, cross-fitted on spatial blocks"}
 
 
-def test_blocks_are_apart_and_balanced():
-    xy = np.random.default_rng(0).uniform(0, 3000, (4000, 2))
-    fold = spatial_folds(xy)
-    assert np.bincount(fold).min() > 0.1 * len(xy)
-    crossfit = CrossFit(xy)
-    assert crossfit.buffer_um == 50
-    assert np.concatenate([test for _, test in crossfit.splits]).size == len(xy)
-    for train, test in crossfit.splits:
-        gap = np.sqrt(((xy[test, None] - xy[None, train]) ** 2).sum(2).min())
-        assert gap > 50
-    moved = spatial_folds(xy[::-1])[::-1]
-    np.testing.assert_array_equal(moved, fold)
-
-
-def test_cross_fitted_baselines_do_not_see_what_they_predict(cells):
-    from ghistpy.get.pairs import pair_tables
-    from ghistpy.tl._baselines import build_baselines
-
-    pairs = pair_tables(cells.sdata, "measured", "insilico")
-    test = CrossFit(pairs.xy).splits[0][1]
-    columns = np.arange(8)
-    before = {m.name: m.values(columns, pairs.truth.toarray()) for m in build_baselines(pairs, None, _ALL)}
-    changed = pairs.truth.tolil()
-    changed[test] = 9.0
-    pairs.truth = changed.tocsc()
-    k = pairs.notes["position_neighbours"]
-    after = {m.name: m.values(columns, pairs.truth.toarray()) for m in build_baselines(pairs, None, _ALL)}
-    assert set(before) == {*_ALL, "oracle_type_mean"}
-    for name, values in before.items():
-        if name == "position" and pairs.notes["position_neighbours"] != k:
-            continue
-        np.testing.assert_allclose(after[name][test], values[test], atol=1e-10, err_msg=name)
-        assert np.abs(after[name] - values).max() > 0.1, name
-
-
 _ALL = ("global_mean", "type_mean", "position", "morphology")
-
-
-def test_cross_fitted_values_equal_a_plain_loop(cells):
-    from ghistpy.get.pairs import pair_tables
-    from ghistpy.tl._baselines import build_baselines
-
-    pairs = pair_tables(cells.sdata, "measured", "insilico")
-    truth, crossfit = pairs.truth.toarray(), CrossFit(pairs.xy)
-    got = {m.name: m.values(np.arange(8), truth) for m in build_baselines(pairs, None, _ALL)}
-    features = cells.sdata["insilico"].obsm["morphology"].astype(float)
-    for train, test in crossfit.splits:
-        others = crossfit.fold != crossfit.fold[test[0]]
-        np.testing.assert_allclose(got["global_mean"][test], np.tile(truth[others].mean(0), (len(test), 1)))
-        for c in range(3):
-            rows = test[cells.predicted_code[test] == c]
-            want = truth[others & (cells.predicted_code == c)].mean(0)
-            np.testing.assert_allclose(got["type_mean"][rows], np.tile(want, (len(rows), 1)))
-        # the penalty is one of the grid; the fit is that of scikit-learn
-        z = (features - features[train].mean(0)) / features[train].std(0)
-        fits = [Ridge(a * len(train)).fit(z[train], truth[train]).predict(z[test]) for a in np.geomspace(1e-4, 10, 11)]
-        assert min(np.abs(f - got["morphology"][test]).max() for f in fits) < 1e-8
-
-
-def test_position_finds_a_smooth_map_and_nothing_in_noise(slide_maker):
-    slide = slide_maker(side=400)
-    rng = np.random.default_rng(0)
-    n = len(slide.ids)
-    wave = 5 * (1 + np.sin(slide.xy[:, 0] / 30))
-    counts = rng.poisson(np.column_stack([wave] * 4 + [np.full(n, 5.0)] * 4)).astype(np.float32)
-    slide.sdata["measured"].X = counts
-    gp.tl.evaluate(slide.sdata, baselines=("position",))
-    r = _values(slide.sdata, method="position").loc["pearson"].to_numpy()
-    assert r[:4].min() > 0.6
-    assert np.abs(r[4:]).max() < 0.15
 
 
 def test_fold_restricts_to_its_test_ids(cells):
@@ -368,37 +297,6 @@ def test_result_survives_a_store_and_the_store_is_not_touched(cells, tmp_path):
     assert gp.get.evaluation(again["insilico"]).shape == gp.get.evaluation(again).shape
 
 
-def test_spots_against_cells_names_the_remedy(spots):
-    with pytest.raises(ValueError, match="run tl.aggregate_spots"):
-        gp.tl.evaluate(spots.sdata)
-    gp.tl.aggregate_spots(spots.sdata)
-    spots.sdata.tables["cells"] = make_table(
-        np.ones((3, 2)), ["G0", "G1"], region="nuclei", instance_key="cell_id", ids=[10, 20, 30]
-    )
-    with pytest.raises(ValueError, match="evaluate the table of nuclei"):
-        gp.tl.evaluate(spots.sdata, measured="cells", predicted="insilico_spots")
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda m, p: m.X.__setitem__((3, 2), np.nan), "measured=measured: 1 values are NaN"),
-        (lambda m, p: m.X.__setitem__((3, 2), -4), r"1 counts are negative \(lowest -4\)"),
-        (lambda m, p: setattr(m, "X", np.log1p(m.X)), "are no whole numbers .*so they are no raw counts"),
-        (lambda m, p: m.uns["ghistpy"].update(units="log1p(expected count)"), "does not hold raw counts"),
-        (lambda m, p: m.uns.update(log1p={"base": None}), r"uns\['log1p'\] is set"),
-        (lambda m, p: p.X.__setitem__((slice(0, 2), 1), np.nan), "2 values are NaN or infinite, in 2 of 625 rows"),
-        (lambda m, p: p.uns.pop("ghistpy"), r"units'\] is None, expected 'log1p\(expected count\)'"),
-        (lambda m, p: setattr(m, "var_names", [f"ENSG{i}" for i in range(8)]), "share no gene"),
-        (lambda m, p: m.obs.isetitem(0, np.arange(625) + 10**6), "share no id"),
-    ],
-)
-def test_tables_that_cannot_be_compared(cells, change, message):
-    change(cells.sdata["measured"], cells.sdata["insilico"])
-    with pytest.raises(ValueError, match=message):
-        gp.tl.evaluate(cells.sdata)
-
-
 def test_arguments_that_cannot_be_right(cells):
     sdata = cells.sdata
     with pytest.raises(ValueError, match="predicted='x' is not among the tables"):
@@ -434,25 +332,6 @@ def test_counts_in_a_layer(cells):
     table.uns["log1p"] = {"base": None}
     gp.tl.evaluate(cells.sdata, layer="counts", baselines=())
     pd.testing.assert_frame_equal(_values(cells.sdata), want)
-
-
-def test_regions_must_meet(cells):
-    cells.sdata.labels["other"] = cells.sdata["nuclei"]
-    table = cells.sdata["measured"]
-    cells.sdata.tables["measured"] = make_table(
-        table.X, table.var_names, region="other", instance_key="cell_id", ids=cells.ids
-    )
-    with pytest.raises(ValueError, match=r"annotates \['other'\] and predicted='insilico' annotates \['nuclei'\]"):
-        gp.tl.evaluate(cells.sdata)
-
-
-def test_few_cells_leave_baselines_out_with_a_reason(cells, caplog):
-    cells.sdata.tables["insilico"] = cells.sdata["insilico"][:5].copy()
-    gp.tl.evaluate(cells.sdata)
-    left_out = gp.get.evaluation(cells.sdata).attrs["notes"]["baselines_left_out"]
-    assert set(left_out) == {*_ALL, "oracle_type_mean"}
-    assert "5 observations are too few" in left_out["position"]
-    assert "baseline 'position' is left out" in caplog.text
 
 
 def test_one_nucleus_and_none(cells):
