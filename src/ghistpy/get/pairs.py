@@ -95,7 +95,8 @@ def pair_tables(
     _check_predicted(values, rows_p, columns, predicted)
     notes["n"] = len(rows_p)
     notes["kind"] = kind
-    obsm = {k: np.asarray(table.obsm[k])[rows_p] for k in table.obsm}
+    used = (_keys.SPATIAL, _keys.COMPOSITION, _keys.MORPHOLOGY)
+    obsm = {k: np.asarray(table.obsm[k])[rows_p] for k in used if k in table.obsm}
     return Pairs(
         kind=kind,
         genes=genes,
