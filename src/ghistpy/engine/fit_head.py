@@ -18,14 +18,16 @@ from ghistpy.engine.extract import Extracted
 from ghistpy.engine.features import composition, head_features, n_features, softmax
 from ghistpy.nn.config import GHISTConfig
 from ghistpy.nn.head import ContextHead
-from ghistpy.stats.ridge import Ridge, fit_ridge
+from ghistpy.stats.ridge import Ridge, fit_ridge, reduced_rank
 
 logger = logging.getLogger("ghistpy")
 
-# Penalties per instance that are tried, and how much weaker the linear part of the head is held.
+# Penalties per instance that are tried, and factors on them for (own and neighbourhood features,
+# random features, slopes of the types): smooth in the surroundings, or led by the nucleus itself.
 _ALPHAS = np.geomspace(1e-3, 1e2, 11)
-_LINEAR_PENALTY = 3.0
-_TEMPERATURES = np.linspace(0.3, 1.5, 25)
+_FACTORS = ((3.0, 1.0, 3.0), (3.0, 10.0, 1.0), (10.0, 100.0, 1.0))
+_RANKS = (4, 8, 16, 32, 64)
+_TYPE_PENALTIES = (1e-4, 1e-3, 1e-2)
 _PRIOR_WEIGHTS = np.linspace(0.0, 1.5, 16)
 
 
@@ -67,6 +69,7 @@ def fit_head(
     head = ContextHead(
         config,
         n_features=n_features(config, n_types, len(LOCAL_FEATURES)),
+        n_local=len(LOCAL_FEATURES),
         n_types=n_types,
         n_genes=n_genes,
         seed=seed,
@@ -106,20 +109,19 @@ class _Fit:
         return self.head.basis(torch.from_numpy(features)).numpy()
 
     @cached_property
-    def mean_basis(self) -> np.ndarray:
-        """Basis averaged over the nuclei of each instance, (S, V + D)."""
-        return np.concatenate([a @ self.basis(i) for i, a in enumerate(self.average)])
+    def mean_design(self) -> np.ndarray:
+        """Design averaged over the nuclei of each instance, (S, columns)."""
+        parts = []
+        for i, a in enumerate(self.average):
+            rows = np.unique(a.indices)
+            design = self.head.design(torch.from_numpy(self.basis(i, rows)), torch.from_numpy(self.proba[i][rows]))
+            parts.append(a[:, rows] @ design.numpy())
+        return np.concatenate(parts)
 
     @cached_property
     def mean_proba(self) -> np.ndarray:
         """Types averaged over the nuclei of each instance, (S, C)."""
         return self.averaged(self.proba)
-
-    @property
-    def penalty(self) -> np.ndarray:
-        """Factor on the penalty of each column of the basis."""
-        v, d = self.head.direction.shape
-        return np.concatenate([np.full(v, _LINEAR_PENALTY), np.ones(d)])
 
     def averaged(self, of_nuclei: Sequence[np.ndarray]) -> np.ndarray:
         return np.concatenate([a @ v for a, v in zip(self.average, of_nuclei, strict=True)])
@@ -127,37 +129,48 @@ class _Fit:
     # ---- types
 
     def types(self) -> None:
+        """Evidence from the basis, then how much the neighbourhood's composition counts."""
         known = self.known.sum(axis=1) > 0
-        logits = [s.extracted.logits for s in self.slides]
-        if self.spots:
-            self._learn_types(known)
-            logits = [self.head.learned_types(torch.from_numpy(self.basis(i))).numpy() for i in range(len(logits))]
-        elif known.any():
-            self._temper(logits, known)
-        temperature = float(self.head.type_temperature)
-        raw = [softmax(v * temperature) for v in logits]
+        if known.any():
+            self._learn_evidence(known)
+        evidence = [
+            self.head.evidence(torch.from_numpy(s.extracted.logits), torch.from_numpy(self.basis(i))).numpy()
+            for i, s in enumerate(self.slides)
+        ]
+        raw = [softmax(e) for e in evidence]
         around = [composition(s.slide, p, self.config) for s, p in zip(self.slides, raw, strict=True)]
         _set(self.head.type_average, np.concatenate(raw).mean(axis=0))
         if not self.spots and known.any():
-            self._weigh_neighbourhood(logits, around, known)
+            self._weigh_neighbourhood(evidence, around, known)
         self.proba = [
-            self.head.refine(torch.from_numpy(l), torch.from_numpy(a), 2.0).numpy()
-            for l, a in zip(logits, around, strict=True)
+            self.head.refine(torch.from_numpy(e), torch.from_numpy(a), 2.0).numpy()
+            for e, a in zip(evidence, around, strict=True)
         ]
 
-    def _chosen_on(self, known: np.ndarray) -> np.ndarray:
-        held = known & self.held
-        return held if held.sum() >= 20 else known
+    def _learn_evidence(self, known: np.ndarray) -> None:
+        """Softmax of network's logits and basis whose mean over an instance matches its types."""
+        bases, logits, pool = [], [], []
+        for i, a in enumerate(self.average):
+            rows = np.unique(a.indices)
+            bases.append(self.basis(i, rows))
+            logits.append(self.slides[i].extracted.logits[rows])
+            pool.append(a[:, rows])
+        matrix = sparse.block_array([[p if i == j else None for j in range(len(pool))] for i, p in enumerate(pool)])
+        problem = _SoftLogistic(np.concatenate(bases), np.concatenate(logits), matrix.tocsr(), self.known)
+        own = 0.0 if self.spots else 1.0  # under spot supervision the network's logits are weak: start afresh
+        penalty = _TYPE_PENALTIES[1]
+        train, held = known & ~self.held, known & self.held
+        if held.sum() >= 20 and train.sum() >= 20:
+            cost = [problem.cost(problem.solve(train, p, own), held) for p in _TYPE_PENALTIES]
+            penalty = _TYPE_PENALTIES[int(np.argmin(cost))]
+        own_weight, weight, bias = problem.solve(known, penalty, own)
+        self.head.own_weight.copy_(own_weight)
+        self.head.type_weight.copy_(weight)
+        self.head.type_bias.copy_(bias)
 
-    def _temper(self, logits: list[np.ndarray], known: np.ndarray) -> None:
-        rows = self._chosen_on(known)
-        own = self.averaged(logits)[rows]
-        cost = [_cross_entropy(softmax(own * t), self.known[rows]) for t in _TEMPERATURES]
-        _set(self.head.type_temperature, _TEMPERATURES[int(np.argmin(cost))])
-
-    def _weigh_neighbourhood(self, logits: list[np.ndarray], around: list[np.ndarray], known: np.ndarray) -> None:
-        rows = self._chosen_on(known)
-        own = torch.from_numpy(self.averaged(logits)[rows]).float()
+    def _weigh_neighbourhood(self, evidence: list[np.ndarray], around: list[np.ndarray], known: np.ndarray) -> None:
+        rows = known & self.held if (known & self.held).sum() >= 20 else known
+        own = torch.from_numpy(self.averaged(evidence)[rows]).float()
         near = torch.from_numpy(self.averaged(around)[rows]).float()
         cost = []
         for weight in _PRIOR_WEIGHTS:
@@ -165,32 +178,42 @@ class _Fit:
             cost.append(_cross_entropy(self.head.refine(own, near, 2.0).numpy(), self.known[rows]))
         _set(self.head.prior_weight, _PRIOR_WEIGHTS[int(np.argmin(cost))])
 
-    def _learn_types(self, known: np.ndarray) -> None:
-        """Spots: softmax of the random features whose mean over a spot matches its proportions."""
-        d = self.head.direction.shape[1]
-        waves, pool = [], []
-        for i, a in enumerate(self.average):
-            rows = np.unique(a.indices)
-            waves.append(self.basis(i, rows)[:, -d:])
-            pool.append(a[:, rows])
-        share = torch.from_numpy(np.ascontiguousarray(self.known[known]))
-        matrix = sparse.block_array([[p if i == j else None for j in range(len(pool))] for i, p in enumerate(pool)])
-        weight, bias = _soft_logistic(np.concatenate(waves), matrix.tocsr()[known], share)
-        self.head.type_weight.copy_(weight)
-        self.head.type_bias.copy_(bias)
-
     # ---- expression
 
     def expression(self) -> HeldOut | None:
-        """Profiles and residual on all instances, with the penalty that predicts the held ones best."""
-        alpha, held_out = self._choose()
+        """Profiles and residual on all instances, with the penalties that predict the held ones best."""
+        held = self.held if self.held.sum() >= 5 and (~self.held).sum() >= 5 else None
         everything = np.ones(len(self.values), dtype=bool)
+        # the penalties are chosen with profiles that the held instances had no part in
+        profile = self._profile(everything if held is None else ~held)
+        chosen = self._residual(everything, profile, _ALPHAS, self._factors(), held)
+        alpha, factor = chosen.alpha[:1] / len(everything), (chosen.scale / self._spread()) ** 2
+        held_out, rank = None, None
+        if held is not None:
+            held_out, rank = self._predict_held(profile, alpha, factor, held)
+        logger.info("head: penalty %.3g per instance, rank %s of %d", alpha[0], rank or "full", self.values.shape[1])
         profile = self._profile(everything)
-        ridge = self._residual(everything, profile, alpha)
+        ridge = self._residual(everything, profile, alpha, factor, None)
+        if rank is not None:
+            ridge = reduced_rank(ridge, self.mean_design, [rank])[0]
+        unit = self.unit
         _set(self.head.profiles, profile)
-        _set(self.head.residual_weight, ridge.weight / ridge.scale[:, None])
-        _set(self.head.residual_bias, ridge.intercept - (ridge.center / ridge.scale) @ ridge.weight)
+        _set(self.head.residual_weight, ridge.weight / ridge.scale[:, None] * unit)
+        _set(self.head.residual_bias, (ridge.intercept - (ridge.center / ridge.scale) @ ridge.weight) * unit)
         return held_out
+
+    @cached_property
+    def unit(self) -> np.ndarray:
+        """(G,) standard deviation of each gene: the residual is fitted in these units, so every gene counts alike."""
+        return self.values.std(axis=0).astype(np.float64) + 1e-3
+
+    def _spread(self) -> np.ndarray:
+        spread = self.mean_design.std(axis=0, dtype=np.float64)
+        return np.where(spread > 0, spread, 1.0)
+
+    def _factors(self) -> np.ndarray:
+        v, d = self.head.direction.shape
+        return np.stack([np.repeat(f, (v, d, self.mean_design.shape[1] - v - d)) for f in _FACTORS])
 
     def _profile(self, rows: np.ndarray) -> np.ndarray:
         """Mean expression per type: of typed cells, or the mixture that explains the spots best."""
@@ -207,34 +230,33 @@ class _Fit:
             profile = (weight.T @ (values * mask) + 1e-3 * mean) / (weight.T @ mask + 1e-3)
         return np.maximum(profile, 0.0)
 
-    def _residual(self, rows: np.ndarray, profile: np.ndarray, alpha: np.ndarray | float) -> Ridge:
-        target = self.values[rows] - self.mean_proba[rows] @ profile
+    def _residual(
+        self, rows: np.ndarray, profile: np.ndarray, alphas: np.ndarray, factors: np.ndarray, held: np.ndarray | None
+    ) -> Ridge:
         return fit_ridge(
-            self.mean_basis[rows],
-            target,
-            alphas=np.atleast_1d(alpha) * rows.sum(),
+            self.mean_design[rows],
+            (self.values[rows] - self.mean_proba[rows] @ profile) / self.unit,
+            alphas=alphas * rows.sum(),
+            held=held,
             mask=None if self.mask is None else self.mask[rows],
-            penalty=self.penalty,
+            penalty=factors,
         )
 
-    def _choose(self) -> tuple[np.ndarray | float, HeldOut | None]:
-        """Penalty per instance; without a validation split generalised cross-validation chooses later."""
-        held = self.held
-        if held.sum() < 5 or (~held).sum() < 5:
-            return _ALPHAS, None
-        profile = self._profile(~held)
-        base, truth = self.mean_proba[held] @ profile, self.values[held].astype(np.float64)
-        measured = np.ones_like(truth) if self.mask is None else self.mask[held]
-        spread = truth.var(axis=0) + 1e-9
-        best: tuple[float, float, np.ndarray] | None = None
-        for alpha in _ALPHAS:
-            predicted = base + self._residual(~held, profile, alpha).predict(self.mean_basis[held])
-            cost = float(np.average((predicted - truth) ** 2 / spread, weights=measured))
-            if best is None or cost < best[0]:
-                best = (cost, float(alpha), np.maximum(predicted, 0.0))
-        logger.info("head: penalty %.3g per instance chosen on %d validation instances", best[1], held.sum())
-        top = self.mean_proba[held].argmax(axis=1)
-        return best[1], HeldOut(truth, best[2], base if self.spots else profile[top], measured.astype(bool))
+    def _predict_held(
+        self, profile: np.ndarray, alpha: np.ndarray, factor: np.ndarray, held: np.ndarray
+    ) -> tuple[HeldOut, int | None]:
+        """What a head without the held instances says of them, and the rank that serves them best."""
+        ridge = self._residual(~held, profile, alpha, factor, None)
+        base = self.mean_proba[held] @ profile
+        truth = self.values[held].astype(np.float64)
+        measured = np.ones_like(truth, dtype=bool) if self.mask is None else self.mask[held]
+        ranks: list[int | None] = [None, *(r for r in _RANKS if r < self.values.shape[1])]
+        fits = [ridge, *reduced_rank(ridge, self.mean_design[~held], [r for r in ranks if r is not None])]
+        predicted = [np.maximum(base + fit.predict(self.mean_design[held]) * self.unit, 0.0) for fit in fits]
+        cost = [np.average(((p - truth) / self.unit) ** 2, weights=measured) for p in predicted]
+        best = int(np.argmin(cost))
+        type_mean = base if self.spots else profile[self.mean_proba[held].argmax(axis=1)]
+        return HeldOut(truth, predicted[best], type_mean, measured), ranks[best]
 
     # ---- spots only
 
@@ -276,26 +298,45 @@ def _cross_entropy(proba: np.ndarray, target: np.ndarray) -> float:
     return float(-(target * np.log(np.maximum(proba, 1e-6))).sum(axis=1).mean())
 
 
-def _soft_logistic(
-    waves: np.ndarray, pool: sparse.csr_array, share: torch.Tensor, *, penalty: float = 1e-3
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights of a softmax whose averages by ``pool`` match ``share`` (S, C); L-BFGS, deterministic."""
-    x = torch.from_numpy(waves)
-    coo = pool.tocoo()
-    group = torch.from_numpy(coo.row.astype(np.int64))
-    column = torch.from_numpy(coo.col.astype(np.int64))
-    part = torch.from_numpy(coo.data.astype(np.float32))[:, None]
-    weight = torch.zeros(x.shape[1], share.shape[1], requires_grad=True)
-    bias = torch.log(share.mean(dim=0).clamp_min(1e-3)).clone().requires_grad_(True)
-    optimiser = torch.optim.LBFGS([weight, bias], max_iter=60, line_search_fn="strong_wolfe")
+class _SoftLogistic:
+    """Multinomial logistic regression of averages: L-BFGS from a fixed start, so deterministic.
 
-    def closure() -> torch.Tensor:
-        optimiser.zero_grad()
-        proba = torch.softmax(x @ weight + bias, dim=1)
-        mean = torch.zeros_like(share).index_add_(0, group, part * proba[column])
-        loss = -(share * torch.log(mean.clamp_min(1e-6))).sum(dim=1).mean() + penalty * weight.square().sum()
-        loss.backward()
-        return loss
+    basis (m, V + D) and logits (m, C) of nuclei; pool (S, m) averages them; share (S, C).
+    """
 
-    optimiser.step(closure)
-    return weight.detach(), bias.detach()
+    def __init__(self, basis: np.ndarray, logits: np.ndarray, pool: sparse.csr_array, share: np.ndarray) -> None:
+        self.basis, self.logits = torch.from_numpy(basis), torch.from_numpy(logits)
+        self.pool, self.share = pool, share
+
+    def _mean(self, solution: tuple[torch.Tensor, ...], rows: np.ndarray) -> torch.Tensor:
+        own, weight, bias = solution
+        part = self.pool[rows].tocoo()
+        nuclei, column = np.unique(part.coords[1], return_inverse=True)
+        proba = torch.softmax(self.logits[nuclei] * own + self.basis[nuclei] @ weight + bias, dim=1)
+        group, factor = torch.from_numpy(part.coords[0].astype(np.int64)), torch.from_numpy(part.data.astype(np.float32))
+        mean = torch.zeros(int(rows.sum()), self.share.shape[1])
+        return mean.index_add(0, group, factor[:, None] * proba[torch.from_numpy(column)])
+
+    def cost(self, solution: tuple[torch.Tensor, ...], rows: np.ndarray) -> float:
+        """Cross entropy of those instances."""
+        with torch.no_grad():
+            return _cross_entropy(self._mean(solution, rows).numpy(), self.share[rows])
+
+    def solve(self, rows: np.ndarray, penalty: float, own: float) -> tuple[torch.Tensor, ...]:
+        """Weight of the network's logits (fixed when 0), of the basis, and bias."""
+        share = torch.from_numpy(np.ascontiguousarray(self.share[rows]))
+        own_weight = torch.tensor(own, requires_grad=own != 0)
+        weight = torch.zeros(self.basis.shape[1], share.shape[1], requires_grad=True)
+        bias = torch.zeros(share.shape[1], requires_grad=True)
+        free = [t for t in (own_weight, weight, bias) if t.requires_grad]
+        optimiser = torch.optim.LBFGS(free, max_iter=50, line_search_fn="strong_wolfe")
+
+        def closure() -> torch.Tensor:
+            optimiser.zero_grad()
+            mean = self._mean((own_weight, weight, bias), rows)
+            loss = -(share * torch.log(mean.clamp_min(1e-6))).sum(dim=1).mean() + penalty * weight.square().sum()
+            loss.backward()
+            return loss
+
+        optimiser.step(closure)
+        return own_weight.detach(), weight.detach(), bias.detach()

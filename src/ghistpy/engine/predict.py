@@ -65,17 +65,16 @@ def apply_head(
     head = head.to(device).eval()
     features = head_features(slide, extracted, config)
     n, n_types = len(features), head.profiles.shape[0]
-    logits = extracted.logits
-    if spots:
-        logits = np.zeros((n, n_types), np.float32)
-        for rows, basis in _basis_blocks(head, features, device):
-            logits[rows] = head.learned_types(basis).cpu().numpy()
-    raw = softmax(logits * float(head.type_temperature))
+    evidence = np.zeros((n, n_types), np.float32)
+    for rows, basis in _basis_blocks(head, features, device):
+        logits = torch.from_numpy(extracted.logits[rows]).to(device)
+        evidence[rows] = head.evidence(logits, basis).cpu().numpy()
+    raw = softmax(evidence)
     around = composition(slide, raw, config)
     proba = np.zeros((n, n_types), np.float32)
     expression = np.zeros((n, head.profiles.shape[1]), np.float32)
     for rows, basis in _basis_blocks(head, features, device):
-        own, near = (torch.from_numpy(v[rows]).to(device) for v in (logits, around))
+        own, near = (torch.from_numpy(v[rows]).to(device) for v in (evidence, around))
         refined = head.refine(own, near, refine)
         proba[rows] = refined.cpu().numpy()
         expression[rows] = head.expression(basis, refined).cpu().numpy()

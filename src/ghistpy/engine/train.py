@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from ghistpy.data.sampling import (
+    INSET_PX,
     Draw,
     Labelled,
     TrainingBatch,
@@ -164,7 +165,7 @@ def _cells_per_window(train: Sequence[Labelled], config: GHISTConfig, side: int)
 def _validation_draws(held: Sequence[Labelled], config: GHISTConfig, side: int, *, spots: bool) -> list[Draw]:
     """Fixed windows, not augmented: one per spot, or a lattice over the cells."""
     draws: dict[Draw, None] = {}
-    inner = side if spots else side // 2
+    inner = side - 2 * INSET_PX
     for index, labelled in enumerate(held):
         centre = labelled.instances.yx_um / config.mpp
         if not spots:
@@ -189,7 +190,8 @@ def losses(network: CellNet, batch: TrainingBatch) -> tuple[Tensor, Tensor, int]
     Instances average their nuclei: expression by mean squared error of standardised values over the
     genes of the slide's panel, types by the cross entropy of the mean probability.
     """
-    out = network(batch.od, batch.coverage, batch.local)
+    od = batch.od.to(memory_format=torch.channels_last)  # a fifth faster on CPUs
+    out = network(od, batch.coverage, batch.local)
     n = len(batch.values)
     if n == 0:
         zero = out.embedding.sum() * 0

@@ -242,7 +242,8 @@ def _build(
     n_local = len(groups.get("network", {}).get("local_center", ()))
     n_features = len(groups.get("head", {}).get("center", ()))
     network = CellNet(config, n_types=n_types, n_genes=n_genes, n_local=n_local)
-    return network, ContextHead(config, n_features=n_features, n_types=n_types, n_genes=n_genes)
+    sizes = {"n_types": n_types, "n_genes": n_genes, "n_local": n_local}
+    return network, ContextHead(config, n_features=n_features, **sizes)
 
 
 def _fill(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:

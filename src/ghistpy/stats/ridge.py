@@ -26,6 +26,9 @@ class Ridge:
         (G,) float64; it is not penalised.
     alpha
         (G,) float64, the chosen penalty of each target (all equal unless ``per_target=True``).
+    score
+        What the chosen penalties cost, summed over targets: squared error on left-out rows, or the
+        generalised cross-validation score; NaN when there was nothing to choose.
     """
 
     center: np.ndarray
@@ -33,6 +36,7 @@ class Ridge:
     weight: np.ndarray
     intercept: np.ndarray
     alpha: np.ndarray
+    score: float = float("nan")
 
     def predict(self, X: np.ndarray) -> np.ndarray:
         """Predict targets; a non-finite feature counts as its training mean.
@@ -67,6 +71,18 @@ class _Moments:
 
     def __sub__(self, other: _Moments) -> _Moments:
         return _Moments(*(getattr(self, k) - getattr(other, k) for k in self.__dataclass_fields__))
+
+    def rescaled(self, factor: np.ndarray) -> _Moments:
+        """The moments of features divided by ``factor`` (F,)."""
+        return _Moments(
+            self.n,
+            self.w,
+            self.x / factor,
+            self.y,
+            self.xx / np.outer(factor, factor),
+            self.xy / factor[:, None],
+            self.yy,
+        )
 
     def centred(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Gram matrix, cross products and sums of squares about the weighted means."""
@@ -163,11 +179,11 @@ def _gcv(m: _Moments, alphas: np.ndarray) -> np.ndarray:
     return out
 
 
-def _grouped(parts: list[_Moments], alphas: np.ndarray) -> np.ndarray:
+def _grouped(parts: list[_Moments], alphas: np.ndarray, scored: list[_Moments] | None = None) -> np.ndarray:
     """Squared error on every left-out part (A, G), summed; a part's own rows never enter its fit."""
     total = _sum(parts)
     out = np.zeros((len(alphas), len(total.y)))
-    for part in parts:
+    for part in parts if scored is None else scored:
         train = total - part
         xx, xy, _ = train.centred()
         values, vectors, rotated = _eigen(xx, xy)
@@ -234,6 +250,7 @@ def fit_ridge(
     *,
     alphas: Sequence[float] | float,
     groups: np.ndarray | None = None,
+    held: np.ndarray | None = None,
     weights: np.ndarray | None = None,
     mask: np.ndarray | None = None,
     per_target: bool = False,
@@ -255,6 +272,9 @@ def fit_ridge(
     groups
         (n,) labels. The penalty is chosen by leaving out one group at a time (ten folds of groups
         when there are more); without groups by generalised cross-validation.
+    held
+        (n,) bool, instead of ``groups``: the penalty is the one that, fitted on the other rows,
+        predicts these best; the final fit takes all rows.
     weights
         (n,) sample weights, 0 and above; 0 leaves a row out.
     mask
@@ -263,8 +283,8 @@ def fit_ridge(
     per_target
         Choose a penalty for every target instead of one for all.
     penalty
-        (F,) factors above 0 on the penalty of each feature; default 1. ``scale`` then holds
-        their square roots too.
+        Factors above 0 on the penalty of each feature, (F,), or (P, F) patterns to choose from;
+        default 1. ``scale`` then holds their square roots too.
 
     Returns
     -------
@@ -294,16 +314,51 @@ def fit_ridge(
     X = np.asarray(X)
     Y = Y.tocsr() if sparse.issparse(Y) else np.asarray(Y)
     penalties, w = _check(X, Y, alphas, weights)
+    if held is not None:
+        if groups is not None:
+            raise ValueError("held, groups: give one of them")
+        groups = np.asarray(held, dtype=bool).astype(int)
     fold = _folds(groups, len(X))
     center, scale = _standardise(X, w)
-    if penalty is not None:
-        factor = np.asarray(penalty, dtype=np.float64)
-        if factor.shape != scale.shape or not np.isfinite(factor).all() or (factor <= 0).any():
-            raise ValueError(f"penalty: expected ({X.shape[1]},) factors above 0, got shape {factor.shape}")
-        scale = scale * np.sqrt(factor)
-    standard = (center, scale)
-    total: list[tuple[np.ndarray, _Moments, np.ndarray]] = []
-    scores = np.zeros((len(penalties), Y.shape[1]))
+    roots = _penalty_roots(penalty, X.shape[1])
+    data = list(_targets_by_rows(X, Y, mask, w, fold, (center, scale)))
+    if groups is not None and len(penalties) * len(roots) > 1:
+        for columns, parts, _ in data:
+            if len(parts) < 2:
+                raise ValueError(
+                    f"groups: {len(columns)} targets are observed in one group only; pass groups=None for GCV"
+                )
+    pattern, pick, score = _choose(data, penalties, roots, Y.shape[1], groups is None, held is not None, per_target)
+    alpha = penalties[pick]
+    weight, intercept = np.empty((X.shape[1], Y.shape[1])), np.empty(Y.shape[1])
+    for columns, parts, shift in data:
+        weight[:, columns], b0 = _solve(_sum(parts).rescaled(roots[pattern]), alpha[columns])
+        intercept[columns] = b0 + shift
+    return Ridge(center, scale * roots[pattern], weight, intercept, alpha, score)
+
+
+def _penalty_roots(penalty: np.ndarray | None, n_features: int) -> np.ndarray:
+    """(P, F) square roots of the factors on the penalty."""
+    if penalty is None:
+        return np.ones((1, n_features))
+    factor = np.atleast_2d(np.asarray(penalty, dtype=np.float64))
+    if factor.shape[1] != n_features or not np.isfinite(factor).all() or (factor <= 0).any():
+        raise ValueError(f"penalty: expected ({n_features},) factors above 0, got shape {np.shape(penalty)}")
+    return np.sqrt(factor)
+
+
+_Block = tuple[np.ndarray, list[_Moments], np.ndarray]
+
+
+def _targets_by_rows(
+    X: np.ndarray,
+    Y: np.ndarray | sparse.sparray,
+    mask: np.ndarray | None,
+    w: np.ndarray,
+    fold: np.ndarray,
+    standard: tuple[np.ndarray, np.ndarray],
+) -> Iterator[_Block]:
+    """Targets that were measured on the same rows: columns, moments per fold, and their shift."""
     for rows, columns in _patterns(mask, Y.shape):
         rows = rows[w[rows] > 0]
         if len(rows) == 0:
@@ -312,18 +367,35 @@ def fit_ridge(
         shift = _dense(Y, rows[: min(len(rows), 1024)], columns)
         shift = np.where(np.isfinite(shift), shift, 0.0).mean(0)
         parts = [_moments(X, Y, rows[fold[rows] == f], columns, standard, w, shift) for f in np.unique(fold[rows])]
-        if len(penalties) > 1 and groups is not None and len(parts) < 2:
-            raise ValueError(f"groups: {len(columns)} targets are observed in one group only; pass groups=None for GCV")
-        if len(penalties) > 1:
-            scores[:, columns] = _gcv(parts[0], penalties) if groups is None else _grouped(parts, penalties)
-        total.append((columns, _sum(parts), shift))
-    pick = scores.argmin(0) if per_target else np.full(Y.shape[1], scores.sum(1).argmin())
-    alpha = penalties[pick]
-    weight, intercept = np.empty((X.shape[1], Y.shape[1])), np.empty(Y.shape[1])
-    for columns, moments, shift in total:
-        weight[:, columns], b0 = _solve(moments, alpha[columns])
-        intercept[columns] = b0 + shift
-    return Ridge(center, scale, weight, intercept, alpha)
+        yield columns, parts, shift
+
+
+def _choose(
+    data: list[_Block],
+    penalties: np.ndarray,
+    roots: np.ndarray,
+    n_targets: int,
+    gcv: bool,
+    last_only: bool,
+    per_target: bool,
+) -> tuple[int, np.ndarray, float]:
+    """Pattern, penalty of each target, and what they cost."""
+    if len(penalties) * len(roots) == 1:
+        return 0, np.zeros(n_targets, dtype=np.int64), float("nan")
+    best: tuple[int, np.ndarray, float] | None = None
+    for pattern, root in enumerate(roots):
+        scores = np.zeros((len(penalties), n_targets))
+        for columns, parts, _ in data:
+            scaled = [part.rescaled(root) for part in parts]
+            if gcv:
+                scores[:, columns] = _gcv(scaled[0], penalties)
+            else:
+                scores[:, columns] = _grouped(scaled, penalties, scaled[1:] if last_only else None)
+        pick = scores.argmin(0) if per_target else np.full(n_targets, scores.sum(1).argmin())
+        score = float(scores[pick, np.arange(n_targets)].sum())
+        if best is None or score < best[2]:
+            best = (pattern, pick, score)
+    return best
 
 
 def _solve(m: _Moments, alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -333,3 +405,41 @@ def _solve(m: _Moments, alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     total = values[:, None] + alpha[None, :]
     b = vectors @ np.divide(rotated, total, out=np.zeros_like(rotated), where=total > 0)
     return b, (m.y - m.x @ b) / m.w
+
+
+def reduced_rank(ridge: Ridge, X: np.ndarray, ranks: Sequence[int]) -> list[Ridge]:
+    """Ridge fits whose predictions are confined to the leading directions of the fitted values.
+
+    Targets that are driven by few common causes borrow strength from each other: noise in a single
+    target's coefficients does not survive the projection.
+
+    Parameters
+    ----------
+    ridge
+        The full fit.
+    X
+        (n, F) features that it was fitted on.
+    ranks
+        Numbers of directions, 1 and above; one above the number of targets changes nothing.
+
+    Returns
+    -------
+    list of Ridge
+        One per rank.
+
+    References
+    ----------
+    Mukherjee & Zhu, Stat Anal Data Min 4:612 (2011), doi:10.1002/sam.10138.
+    """
+    n_targets = ridge.weight.shape[1]
+    gram = np.zeros((n_targets, n_targets))
+    for rows in _chunks(np.arange(len(X))):
+        fitted = ((X[rows] - ridge.center) / ridge.scale) @ ridge.weight
+        gram += fitted.T @ fitted
+    _, vectors = np.linalg.eigh(gram)
+    out = []
+    for rank in ranks:
+        leading = vectors[:, ::-1][:, : max(1, rank)]
+        weight = (ridge.weight @ leading) @ leading.T
+        out.append(Ridge(ridge.center, ridge.scale, weight, ridge.intercept, ridge.alpha, ridge.score))
+    return out
