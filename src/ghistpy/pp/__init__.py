@@ -1,5 +1,6 @@
 """Prepare a slide: find the tissue, segment the nuclei."""
 
 from ghistpy.pp.segment import segment_nuclei
+from ghistpy.pp.tissue import find_tissue
 
-__all__ = ["segment_nuclei"]
+__all__ = ["find_tissue", "segment_nuclei"]
