@@ -2,7 +2,18 @@
 
 from ghistpy.pl.accuracy import gene_accuracy, gene_scatter
 from ghistpy.pl.maps import compare_genes, slide
+from ghistpy.pl.outlines import nuclei, tissue
 from ghistpy.pl.training import history
 from ghistpy.pl.types import composition, confusion
 
-__all__ = ["slide", "compare_genes", "gene_accuracy", "gene_scatter", "composition", "confusion", "history"]
+__all__ = [
+    "slide",
+    "compare_genes",
+    "gene_accuracy",
+    "gene_scatter",
+    "composition",
+    "confusion",
+    "history",
+    "tissue",
+    "nuclei",
+]
