@@ -53,17 +53,17 @@ def aggregate_spots(
     -----
     Written table ``key_added``, one row per circle in the order of the shapes, linked by ``spot_id``:
 
-    ===================== ================ ==========================================================
-    slot                  dtype            meaning
-    ===================== ================ ==========================================================
-    ``X``                 float32 (S, G)   log1p(sum over nuclei of expm1); 0 without nuclei
-    ``obs["n_nuclei"]``   int64            nuclei in the spot
-    ``obs["total"]``      float64          expected counts over all genes, summed
-    ``obsm["spatial"]``   float64 (S, 2)   centre, x and y in µm
+    ======================= ============== =========================================================
+    slot                    dtype          meaning
+    ======================= ============== =========================================================
+    ``X``                   float32 (S, G) log1p(sum over nuclei of expm1); 0 without nuclei
+    ``obs["n_nuclei"]``     int64          nuclei in the spot
+    ``obs["total"]``        float64        expected counts over all genes, summed
+    ``obsm["spatial"]``     float64 (S, 2) centre, x and y in µm
     ``obsm["composition"]`` float32 (S, C) mean type probabilities of the nuclei; NaN without nuclei
-    ``obsm["morphology"]`` float32 (S, F)  mean morphology of the nuclei; NaN without nuclei
-    ``uns["ghistpy"]``    dict             provenance of the source, and what was left out
-    ===================== ================ ==========================================================
+    ``obsm["morphology"]``  float32 (S, F) mean morphology of the nuclei; NaN without nuclei
+    ``uns["ghistpy"]``      dict           provenance of the source, and what was left out
+    ======================= ============== =========================================================
 
     Cost O(n log n + n G): one k-d tree and sparse products.
 
