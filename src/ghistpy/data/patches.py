@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ghistpy.data.slide import Slide
-from ghistpy.geometry import Window, read_image, read_labels
+from ghistpy.geometry import Window, model_scale, read_image, read_labels
 
 
 def patch_starts(length: int, patch: int, overlap: int) -> list[int]:
@@ -59,9 +59,7 @@ def plan_patches(slide: Slide, *, mpp: float, side: int, overlap: int) -> PatchG
 
     ``mpp`` µm/px of the patches, ``side`` and ``overlap`` in their px.
     """
-    scale = mpp / slide.mpp
-    # scanners round their µm/px: within 1 % the pixels are taken as they are
-    scale = 1.0 if abs(scale - 1) < 0.01 else scale
+    scale = model_scale(slide.mpp, mpp)
     starts = [np.unique(patch_starts(int(np.ceil(size / scale)), side, overlap)) for size in slide.labels.shape]
     # A nucleus touches the patches from `first` to `last` of each axis: +1 and -1 at the corners of that
     # block, summed up, count the nuclei of every patch without a loop over either.

@@ -13,10 +13,38 @@ from torch.utils.data import Dataset, Sampler
 from ghistpy.data.slide import Slide
 from ghistpy.data.targets import Instances
 from ghistpy.data.windows import WindowInput, collate, load_window
-from ghistpy.geometry import Window
-from ghistpy.nn.config import GHISTConfig
+from ghistpy.geometry import Window, model_scale
 
 INSET_PX = 32  # nuclei nearer to the border of a training window are not learned from
+
+
+@dataclass(frozen=True)
+class WindowGrid:
+    """Where training windows may lie and how large they are; ``mpp`` is µm per px of the model.
+
+    Windows are squares of ``side`` px whose corners are multiples of ``align`` px; ``stride`` px lie
+    between feature positions.
+    """
+
+    mpp: float
+    stride: int
+    align: int
+    side: int
+
+    @classmethod
+    def for_instances(cls, spot_diameter_um: float | None, *, mpp: float, stride: int, align: int) -> WindowGrid:
+        """Windows of 320 px for cells (``spot_diameter_um`` is None), else large enough to hold a spot.
+
+        Rounding to the grid and jitter move a window by up to ``align`` px, so that much is added.
+        """
+        side = 320.0 if spot_diameter_um is None else spot_diameter_um / mpp + 2 * (INSET_PX + align)
+        return cls(mpp, stride, align, int(-(-side // align) * align))
+
+    def draw_at(self, slide: int, centre: np.ndarray, jitter: np.ndarray, seed: list[int] | None) -> Draw:
+        """A window around ``centre`` (model px), moved by ``jitter`` (-0.5..0.5) of one grid step."""
+        origin = np.round((centre - self.side / 2) / self.align + jitter).astype(int) * self.align
+        number = -1 if seed is None else int(np.random.SeedSequence(seed).generate_state(1)[0])
+        return Draw(slide, int(origin[0]), int(origin[1]), number)
 
 
 @dataclass(frozen=True)
@@ -26,6 +54,19 @@ class Labelled:
     slide: Slide
     instances: Instances
     values: np.ndarray
+
+    def centres_px(self, mpp: float) -> np.ndarray:
+        """(S, 2) y, x in model px: middle of the box of the centroids of each instance.
+
+        The box, not the mean: a window around the mean of uneven nuclei may miss the far ones.
+        """
+        nuclei, member = self.slide.nuclei, self.instances.member
+        rows = np.flatnonzero(member >= 0)
+        at = nuclei.centroid_px[rows] / model_scale(self.slide.mpp, mpp)
+        low, high = np.full((2, len(self.instances), 2), np.inf)
+        np.minimum.at(low, member[rows], at)
+        np.minimum.at(high, member[rows], -at)
+        return (low - high) / 2
 
 
 @dataclass(frozen=True)
@@ -58,21 +99,13 @@ class TrainingBatch:
         self.group = torch.from_numpy(np.concatenate([i.group + s for i, s in zip(items, start, strict=False)]))
         self.values = torch.from_numpy(np.concatenate([item.values for item in items]))
         self.types = torch.from_numpy(np.concatenate([item.types for item in items]))
-        self.mask = torch.from_numpy(
-            np.concatenate([np.broadcast_to(item.mask, item.values.shape) for item in items])
-        )
+        self.mask = torch.from_numpy(np.concatenate([np.broadcast_to(item.mask, item.values.shape) for item in items]))
 
     def to(self, device: torch.device, non_blocking: bool = False) -> TrainingBatch:
         """Move every tensor."""
         for name, value in vars(self).items():
             setattr(self, name, value.to(device, non_blocking=non_blocking))
         return self
-
-
-def window_px(config: GHISTConfig, spot_diameter_um: float | None) -> int:
-    """Side of a training window in model px: 320, or what holds a spot."""
-    side = 320 if spot_diameter_um is None else spot_diameter_um / config.mpp + 2 * INSET_PX + config.align_px
-    return int(-(-side // config.align_px) * config.align_px)
 
 
 class WindowSampler(Sampler[Draw]):
@@ -82,12 +115,12 @@ class WindowSampler(Sampler[Draw]):
     rare types are seen. Each process of a distributed run takes its share.
     """
 
-    def __init__(self, slides: Sequence[Labelled], config: GHISTConfig, side: int, *, per_epoch: int, seed: int) -> None:
-        self.slides, self.config, self.side = slides, config, side
+    def __init__(self, slides: Sequence[Labelled], grid: WindowGrid, *, per_epoch: int, seed: int) -> None:
+        self.slides, self.grid = slides, grid
         self.per_epoch, self.seed, self.epoch = per_epoch, seed, 0
         weights = [_instance_weight(s.instances) for s in slides]
         self.slide_of = np.concatenate([np.full(len(w), i) for i, w in enumerate(weights)])
-        self.instance = np.concatenate([np.arange(len(w)) for w in weights])
+        self.centre = np.concatenate([s.centres_px(grid.mpp) for s in slides])
         total = np.concatenate(weights)
         self.probability = total / total.sum()
 
@@ -110,16 +143,8 @@ class WindowSampler(Sampler[Draw]):
         jitter = rng.uniform(-0.5, 0.5, (self.per_epoch, 2))
         rank, world = self._share()
         for k in range(rank, self.per_epoch // world * world, world):
-            slide = int(self.slide_of[picks[k]])
-            centre = self.slides[slide].instances.yx_um[self.instance[picks[k]]] / self.config.mpp
-            yield draw_at(slide, centre, self.side, self.config.align_px, jitter[k], seed=[self.seed, self.epoch, k])
-
-
-def draw_at(slide: int, centre: np.ndarray, side: int, align: int, jitter: np.ndarray, seed: list[int] | None) -> Draw:
-    """A window around ``centre`` (model px), moved by ``jitter`` (-0.5..0.5) of one grid step."""
-    origin = np.round((centre - side / 2) / align + jitter).astype(int) * align
-    number = -1 if seed is None else int(np.random.SeedSequence(seed).generate_state(1)[0])
-    return Draw(slide, int(origin[0]), int(origin[1]), number)
+            slide, centre = int(self.slide_of[picks[k]]), self.centre[picks[k]]
+            yield self.grid.draw_at(slide, centre, jitter[k], seed=[self.seed, self.epoch, k])
 
 
 def _instance_weight(instances: Instances) -> np.ndarray:
@@ -132,8 +157,8 @@ def _instance_weight(instances: Instances) -> np.ndarray:
 class WindowDataset(Dataset):
     """Reads what a :class:`Draw` asks for."""
 
-    def __init__(self, slides: Sequence[Labelled], config: GHISTConfig, side: int, *, whole_only: bool) -> None:
-        self.slides, self.config, self.side = slides, config, side
+    def __init__(self, slides: Sequence[Labelled], grid: WindowGrid, *, whole_only: bool) -> None:
+        self.slides, self.grid = slides, grid
         # A spot is explained by all of its nuclei: it counts only when the window holds every one.
         self.whole_only = whole_only
         self.draws: list[Draw] = []
@@ -145,9 +170,8 @@ class WindowDataset(Dataset):
         draw = self.draws[draw] if isinstance(draw, int) else draw
         labelled = self.slides[draw.slide]
         slide, instances = labelled.slide, labelled.instances
-        scale = self.config.mpp / slide.mpp
-        scale = 1.0 if abs(scale - 1) < 0.01 else scale
-        window = Window(draw.y0, draw.x0, draw.y0 + self.side, draw.x0 + self.side)
+        scale, side = model_scale(slide.mpp, self.grid.mpp), self.grid.side
+        window = Window(draw.y0, draw.x0, draw.y0 + side, draw.x0 + side)
         at = slide.nuclei.centroid_px / scale
         low, high = np.array([window.y0, window.x0]) + INSET_PX, np.array([window.y1, window.x1]) - INSET_PX
         inside = (instances.member >= 0) & (at >= low).all(axis=1) & (at < high).all(axis=1)
@@ -158,7 +182,7 @@ class WindowDataset(Dataset):
             rows = rows[(here == size)[instances.member[rows]]]
         augment = None if draw.seed < 0 else Augment(np.random.default_rng(draw.seed))
         loaded = load_window(
-            slide, window, rows, scale=scale, mpp=self.config.mpp, stride=self.config.stride, augment=augment
+            slide, window, rows, scale=scale, mpp=self.grid.mpp, stride=self.grid.stride, augment=augment
         )
         kept, group = np.unique(instances.member[rows], return_inverse=True)
         return TrainingItem(loaded, group, labelled.values[kept], instances.gene_mask, instances.types[kept])

@@ -11,7 +11,7 @@ import torch
 
 from ghistpy.data.slide import Slide
 from ghistpy.data.windows import LOCAL_FEATURES, WindowInput, collate, load_window
-from ghistpy.geometry import TilePlan, plan_tiles
+from ghistpy.geometry import TilePlan, model_scale, plan_tiles
 from ghistpy.imaging.surround import reach_px
 from ghistpy.nn.cellnet import CellNet
 from ghistpy.nn.config import GHISTConfig
@@ -33,26 +33,18 @@ def plan_slide(slide: Slide, config: GHISTConfig) -> TilePlan:
     """The tiles of a slide as the default network needs them."""
     return plan_tiles(
         slide.nuclei,
-        scale=_scale(slide.mpp, config.mpp),
+        scale=model_scale(slide.mpp, config.mpp),
         core=config.tile_px,
         halo=max(config.halo_px, reach_px(config.mpp)),
         align=config.align_px,
     )
 
 
-def _scale(slide_mpp: float, model_mpp: float) -> float:
-    """Slide px per model px; within 1 % the slide is taken as it is (scanners round their µm/px)."""
-    scale = model_mpp / slide_mpp
-    return 1.0 if abs(scale - 1) < 0.01 else scale
-
-
 def load_tile(slide: Slide, plan: TilePlan, tile: int, config: GHISTConfig) -> WindowInput:
     """Read one planned tile; an unreadable one is named."""
     window = plan.model_window(tile)
     try:
-        return load_window(
-            slide, window, plan.owned(tile), scale=plan.scale, mpp=config.mpp, stride=config.stride
-        )
+        return load_window(slide, window, plan.owned(tile), scale=plan.scale, mpp=config.mpp, stride=config.stride)
     except OSError as error:
         raise OSError(
             f"slide {slide.name!r}: tile {tile} (slide px {plan.slide_window(tile)}) cannot be read: {error}"
@@ -133,11 +125,9 @@ def extract(
 
 def measure(slide: Slide, mpp: float) -> np.ndarray:
     """(n, F) measured features of every nucleus of a prepared slide at ``mpp``, without a network."""
-    plan = plan_tiles(slide.nuclei, scale=_scale(slide.mpp, mpp), halo=reach_px(mpp))
+    plan = plan_tiles(slide.nuclei, scale=model_scale(slide.mpp, mpp), halo=reach_px(mpp))
     out = np.zeros((len(slide.nuclei), len(LOCAL_FEATURES)), np.float32)
     for tile in range(len(plan)):
-        window = load_window(
-            slide, plan.model_window(tile), plan.owned(tile), scale=plan.scale, mpp=mpp, stride=16
-        )
+        window = load_window(slide, plan.model_window(tile), plan.owned(tile), scale=plan.scale, mpp=mpp, stride=16)
         out[window.rows] = window.local
     return out

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from ghistpy.data.sampling import (
@@ -24,9 +23,8 @@ from ghistpy.data.sampling import (
     Labelled,
     TrainingBatch,
     WindowDataset,
+    WindowGrid,
     WindowSampler,
-    draw_at,
-    window_px,
 )
 from ghistpy.data.slide import Slide
 from ghistpy.data.targets import Instances, instances_of
@@ -93,8 +91,8 @@ def train_network(
     center, scale = _gene_moments([i for _, i in raw], n_genes)
     labelled = [_standardised(s, i, center, scale) for s, i in raw]
     held = [_standardised(s, instances_of(s, n_types), center, scale) for s in map(prepare, validation)]
-    side = window_px(config, spot_diameter_um)
-    data = _Data(labelled, held, config, side, options, spots=spot_diameter_um is not None)
+    grid = WindowGrid.for_instances(spot_diameter_um, mpp=config.mpp, stride=config.stride, align=config.align_px)
+    data = _Data(labelled, held, grid, options, spots=spot_diameter_um is not None)
     _measure_local(network, data)
     module = _lightning_module(network, data, options)
     history = _run(module, data, options, _fingerprint(config, options, labelled, held))
@@ -125,25 +123,24 @@ class _Data:
         self,
         train: Sequence[Labelled],
         held: Sequence[Labelled],
-        config: GHISTConfig,
-        side: int,
+        grid: WindowGrid,
         options: TrainOptions,
         *,
         spots: bool,
     ) -> None:
-        self.config, self.side, self.options = config, side, options
+        self.grid, self.options = grid, options
         n = sum(len(s.instances) for s in train)
         # About one look at every instance an epoch; a window of cells holds many.
-        per_window = 1 if spots else max(1, _cells_per_window(train, config, side))
+        per_window = 1 if spots else max(1, _cells_per_window(train, grid))
         per_epoch = options.windows_per_epoch or int(np.clip(-(-n // per_window), options.batch_size, 2000))
-        self.train = WindowDataset(train, config, side, whole_only=spots)
-        self.sampler = WindowSampler(train, config, side, per_epoch=per_epoch, seed=options.seed)
-        self.held = WindowDataset(held, config, side, whole_only=spots)
-        self.held.draws = _validation_draws(held, config, side, spots=spots)
+        self.train = WindowDataset(train, grid, whole_only=spots)
+        self.sampler = WindowSampler(train, grid, per_epoch=per_epoch, seed=options.seed)
+        self.held = WindowDataset(held, grid, whole_only=spots)
+        self.held.draws = _validation_draws(held, grid, spots=spots)
 
     def collate(self, items: list) -> TrainingBatch:
         """A batch; windows without a learnable nucleus add nothing to it."""
-        return TrainingBatch(items, self.config.stride)
+        return TrainingBatch(items, self.grid.stride)
 
     def loader(self, dataset: WindowDataset, sampler: WindowSampler | None) -> DataLoader:
         """Batches of a dataset."""
@@ -156,22 +153,22 @@ class _Data:
         )
 
 
-def _cells_per_window(train: Sequence[Labelled], config: GHISTConfig, side: int) -> int:
+def _cells_per_window(train: Sequence[Labelled], grid: WindowGrid) -> int:
     cells = sum(len(s.instances) for s in train)
-    area = sum(np.prod(np.array(s.slide.labels.shape) * s.slide.mpp / config.mpp) for s in train)
-    return int(cells / max(area, 1) * side**2)
+    area = sum(np.prod(np.array(s.slide.labels.shape) * s.slide.mpp / grid.mpp) for s in train)
+    return int(cells / max(area, 1) * grid.side**2)
 
 
-def _validation_draws(held: Sequence[Labelled], config: GHISTConfig, side: int, *, spots: bool) -> list[Draw]:
+def _validation_draws(held: Sequence[Labelled], grid: WindowGrid, *, spots: bool) -> list[Draw]:
     """Fixed windows, not augmented: one per spot, or a lattice over the cells."""
     draws: dict[Draw, None] = {}
-    inner = side - 2 * INSET_PX
+    inner = grid.side - 2 * INSET_PX
     for index, labelled in enumerate(held):
-        centre = labelled.instances.yx_um / config.mpp
+        centre = labelled.centres_px(grid.mpp)
         if not spots:
             centre = np.unique(np.floor(centre / inner), axis=0) * inner + inner / 2
         for row in centre:
-            draws[draw_at(index, row, side, config.align_px, np.zeros(2), None)] = None
+            draws[grid.draw_at(index, row, np.zeros(2), None)] = None
     return list(draws)
 
 
@@ -278,7 +275,7 @@ def _run(module: Any, data: _Data, options: TrainOptions, fingerprint: str) -> l
                 ckpt_path=last,
                 weights_only=True,
             )
-        history = [c for c in trainer.callbacks if hasattr(c, "rows")][0].rows
+        history = next(c for c in trainer.callbacks if hasattr(c, "rows")).rows
         path = best.best_model_path if len(data.held) else ""
         if path:
             state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]

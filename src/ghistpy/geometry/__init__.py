@@ -5,7 +5,7 @@ from ghistpy.geometry.coverage import Coverage, cover
 from ghistpy.geometry.nuclei import Nuclei, find_nuclei
 from ghistpy.geometry.resample import read_image, read_labels
 from ghistpy.geometry.source import ArraySource, MaskedSource, MemorySource, Window, read_padded
-from ghistpy.geometry.tiles import TilePlan, plan_tiles
+from ghistpy.geometry.tiles import TilePlan, model_scale, plan_tiles
 
 __all__ = [
     "ArraySource",
@@ -17,6 +17,7 @@ __all__ = [
     "Window",
     "cover",
     "find_nuclei",
+    "model_scale",
     "neighborhood_features",
     "neighborhood_mean",
     "plan_tiles",

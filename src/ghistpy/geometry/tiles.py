@@ -52,6 +52,12 @@ class TilePlan:
         return slide_window(self.model_window(tile), self.scale)
 
 
+def model_scale(slide_mpp: float, model_mpp: float) -> float:
+    """Slide px per model px; within 1 % the slide is taken as it is (scanners round their µm/px)."""
+    scale = model_mpp / slide_mpp
+    return 1.0 if abs(scale - 1) < 0.01 else scale
+
+
 def slide_window(window: Window, scale: float) -> Window:
     """Slide px needed to resample ``window`` (model px): its extent plus the resampling kernel."""
     if scale == 1.0:
@@ -65,9 +71,7 @@ def slide_window(window: Window, scale: float) -> Window:
     )
 
 
-def plan_tiles(
-    nuclei: Nuclei, *, scale: float = 1.0, core: int = 512, halo: int = 64, align: int = 16
-) -> TilePlan:
+def plan_tiles(nuclei: Nuclei, *, scale: float = 1.0, core: int = 512, halo: int = 64, align: int = 16) -> TilePlan:
     """Plan the tiles of a slide so that every nucleus is owned exactly once.
 
     The plane is cut into squares of ``core`` model px; the square that holds a nucleus' centroid
