@@ -25,15 +25,11 @@ def _bilinear(xy: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, np.nd
     for dy in (0, 1):
         for dx in (0, 1):
             index.append((low[:, 0] + dy) * shape[1] + low[:, 1] + dx)
-            weight.append(
-                (part[:, 0] if dy else 1 - part[:, 0]) * (part[:, 1] if dx else 1 - part[:, 1])
-            )
+            weight.append((part[:, 0] if dy else 1 - part[:, 0]) * (part[:, 1] if dx else 1 - part[:, 1]))
     return np.stack(index, 1), np.stack(weight, 1)
 
 
-def neighborhood_mean(
-    yx_um: np.ndarray, values: np.ndarray, *, sigma_um: float
-) -> tuple[np.ndarray, np.ndarray]:
+def neighborhood_mean(yx_um: np.ndarray, values: np.ndarray, *, sigma_um: float) -> tuple[np.ndarray, np.ndarray]:
     """Mean of ``values`` around each point, weighted by a Gaussian of the distance, and the density.
 
     Points are spread over the four nearest bins of a grid of sigma / 4, smoothed there and read back
@@ -82,9 +78,7 @@ def neighborhood_mean(
     return mean, (count / step**2 * 1e6).astype(np.float32)
 
 
-def neighborhood_features(
-    yx_um: np.ndarray, values: np.ndarray, *, sigmas_um: Sequence[float]
-) -> np.ndarray:
+def neighborhood_features(yx_um: np.ndarray, values: np.ndarray, *, sigmas_um: Sequence[float]) -> np.ndarray:
     """Neighbourhood means of ``values`` and log density at several widths, side by side.
 
     Returns

@@ -98,7 +98,8 @@ def find_nuclei(labels: ArraySource, *, block: int = 1024) -> Nuclei:
     lo = np.minimum.reduceat(bbox[order, :2], start)
     hi = np.maximum.reduceat(bbox[order, 2:], start)
     total = np.add.reduceat(area[order], start)
-    centroid = np.stack(
-        [np.add.reduceat(sum_y[order], start), np.add.reduceat(sum_x[order], start)], axis=1
-    ) / total[:, None] + 0.5
+    centroid = (
+        np.stack([np.add.reduceat(sum_y[order], start), np.add.reduceat(sum_x[order], start)], axis=1) / total[:, None]
+        + 0.5
+    )
     return Nuclei(unique, np.concatenate([lo, hi], axis=1), total, centroid)

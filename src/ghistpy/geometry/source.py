@@ -38,15 +38,19 @@ class ArraySource(Protocol):
     """
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """Size of every axis."""
 
     @property
-    def dtype(self) -> np.dtype: ...
+    def dtype(self) -> np.dtype:
+        """Type of the values."""
 
     @property
-    def chunks(self) -> tuple[int, ...]: ...
+    def chunks(self) -> tuple[int, ...]:
+        """Size of a stored block along every axis."""
 
-    def read(self, window: Window) -> np.ndarray: ...
+    def read(self, window: Window) -> np.ndarray:
+        """Fresh array of the pixels inside ``window``; all leading axes."""
 
 
 class MemorySource:

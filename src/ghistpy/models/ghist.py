@@ -181,7 +181,8 @@ class GHIST:
         for key, value in arrays.items():
             group, _, name = key.partition(".")
             groups.setdefault(group, {})[name] = value
-        plain = {g: {k: v.numpy() for k, v in groups.get(g, {}).items()} for g in ("extras", "baselines", "calibration")}
+        names = ("extras", "baselines", "calibration")
+        plain = {g: {k: v.numpy() for k, v in groups.get(g, {}).items()} for g in names}
         sizes = (len(meta["genes"]), len(meta["cell_types"]))
         network, head = _build(config, *sizes, groups, plain["extras"])
         _fill(network, groups.get("network", {}), path)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ghistpy.tl._blocks import CrossFit, LeftOut
 from ghistpy.get.pairs import CELLS, Pairs
+from ghistpy.tl._blocks import CrossFit, LeftOut
 
 if TYPE_CHECKING:
     from ghistpy.models import GHIST

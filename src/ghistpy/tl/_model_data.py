@@ -38,8 +38,8 @@ def extract_all(data: TrainingSet, network: Any, config: GHISTConfig, *, progres
 
 def measure_all(data: TrainingSet, config: GHISTConfig) -> list[FitSlide]:
     """The same with measured features only (the published network has no head to fit)."""
-    from ghistpy.engine.extract import Extracted, measure
     from ghistpy.data.windows import prepare
+    from ghistpy.engine.extract import Extracted, measure
 
     out = []
     for slide in map(prepare, data.fit):
@@ -54,14 +54,17 @@ def _fit_slide(data: TrainingSet, slide: Any, extracted: Any) -> FitSlide:
     from ghistpy.engine.fit_head import FitSlide
 
     instances = instances_of(slide, len(data.cell_types))
-    lost = len(data.held[slide.name]) - len(instances)
+    number = len(data.held[slide.name])
+    lost = number - len(instances)
     if lost:
-        logger.warning("%s: %d of %d measured instances have no nucleus and are not learned from", slide.name, lost, len(instances) + lost)
+        logger.warning("%s: %d of %d measured instances have no nucleus: not learned from", slide.name, lost, number)
     total = None if data.spot_diameter_um is None else slide.targets.total[instances.kept]
     return FitSlide(slide, extracted, instances, data.held[slide.name][instances.kept], total)
 
 
-def fit_head(data: TrainingSet, fitted: Sequence[FitSlide], config: GHISTConfig, *, seed: int) -> tuple[Any, HeldOut | None]:
+def fit_head(
+    data: TrainingSet, fitted: Sequence[FitSlide], config: GHISTConfig, *, seed: int
+) -> tuple[Any, HeldOut | None]:
     """Fit the default network's head."""
     from ghistpy.engine.fit_head import fit_head as fit
 
@@ -138,7 +141,7 @@ def gene_sets(fitted: Sequence[FitSlide], genes: Sequence[str]) -> dict[str, lis
 
 
 def neighbours(instances: Instances) -> sparse.csr_array:
-    """kNN graph of the instances."""
+    """(S, S) graph that joins every instance to its nearest others."""
     from scipy.spatial import KDTree
 
     n = len(instances)

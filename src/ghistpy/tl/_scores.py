@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ghistpy.get.pairs import SPOTS, Pairs
 from ghistpy.stats.autocorrelation import block_morans_i, morans_i
 from ghistpy.stats.depth import depth_basis, residuals
 from ghistpy.stats.metrics import METRICS, Columns, block_metrics, column_blocks, correlate, dense_columns, summarise
 from ghistpy.stats.skill import WithinType, block_variance_ratio, mean_squared_error, ratio_skill
 from ghistpy.stats.types import composition_agreement, type_agreement
 from ghistpy.tl._baselines import Method
-from ghistpy.get.pairs import SPOTS, Pairs
 
 if TYPE_CHECKING:
     import pandas as pd

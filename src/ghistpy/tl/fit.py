@@ -225,7 +225,8 @@ def reference_profiles(reference: Any, genes: Sequence[str]) -> tuple[list[str],
             f"reference: shares no gene with the panel ({list(genes[:3])}…); its columns are {list(frame.columns[:3])}…"
         )
     if len(shared) < len(genes):
-        logger.warning("reference lacks %d of %d genes; they count as not expressed", len(genes) - len(shared), len(genes))
+        absent = len(genes) - len(shared)
+        logger.warning("reference lacks %d of %d genes; they count as not expressed", absent, len(genes))
     values = frame.reindex(columns=list(genes), fill_value=0.0).to_numpy(dtype=np.float32)
     if not np.isfinite(values).all() or values.min() < 0:
         raise ValueError("reference: expected finite log1p values of 0 and above")
