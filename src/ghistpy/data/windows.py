@@ -10,6 +10,7 @@ import torch
 
 from ghistpy.data.slide import Slide
 from ghistpy.geometry import Coverage, MaskedSource, Nuclei, Window, cover, read_image, read_labels
+from ghistpy.geometry.nuclei import as_int64
 from ghistpy.imaging.morphology import FEATURES, nucleus_features
 from ghistpy.imaging.stain import sample_pixels, to_od, white_balance
 from ghistpy.imaging.surround import SURROUND, surround_features
@@ -33,7 +34,7 @@ def prepare(slide: Slide) -> Slide:
     image, labels, nuclei = slide.image, slide.labels, slide.nuclei
     if len(slide.excluded_um):
         # Outwards to whole pixels: a pixel that is held out in part is held out.
-        boxes = slide.excluded_um / slide.mpp
+        boxes = np.clip(slide.excluded_um / slide.mpp, 0, np.tile(slide.labels.shape, 2))
         boxes = np.concatenate([np.floor(boxes[:, :2]), np.ceil(boxes[:, 2:])], axis=1)
         # A side may be infinite; as an integer it would turn negative, and nothing be blanked.
         boxes = np.clip(boxes, 0, np.tile(slide.labels.shape, 2)).astype(np.int64)
@@ -75,14 +76,12 @@ def load_window(
     if pixels.dtype != np.uint8:
         pixels = np.rint(pixels).astype(np.uint8)
     od = to_od(pixels, slide.stain)
-    raw = read_labels(slide.labels, window, scale)
-    ids = slide.nuclei.ids[rows]
-    # Local ids 1..k in the order of ``rows`` (ascending id); other nuclei are kept apart as k + 1.
-    at = np.minimum(np.searchsorted(ids, raw), max(len(ids) - 1, 0))
-    known = (ids[at] == raw) if len(ids) else np.zeros(raw.shape, bool)
-    labels = np.where(known, at + 1, 0).astype(np.int32)
-    centroid = slide.nuclei.centroid_px[rows] / scale - [window.y0, window.x0]
+    raw = as_int64(read_labels(slide.labels, window, scale))
     anything = raw > 0
+    # Local ids 1..k in the order of ``rows``; the nuclei of other tiles are background to the measurements.
+    labels = np.zeros(raw.shape, dtype=np.int32)
+    labels[anything] = slide.nuclei.take(rows).index_of(raw[anything]) + 1
+    centroid = slide.nuclei.centroid_px[rows] / scale - [window.y0, window.x0]
     if augment is not None:
         stacked = np.stack([labels, anything.astype(np.int32)])
         od, stacked, centroid = augment(od, stacked, centroid)

@@ -13,7 +13,7 @@ from ghistpy.geometry.source import ArraySource, Window
 class Nuclei:
     """The nuclei of a label array, in ascending id.
 
-    ids (n,) int64 or uint64; bbox (n, 4) int64 rows (y0, x0, y1, x1), half open, px;
+    ids (n,) int64; bbox (n, 4) int64 rows (y0, x0, y1, x1), half open, px;
     area_px (n,) int64; centroid_px (n, 2) float64 (y, x), pixel centres at +0.5.
     """
 
@@ -26,16 +26,26 @@ class Nuclei:
         return len(self.ids)
 
     def index_of(self, ids: np.ndarray) -> np.ndarray:
-        """Row of each id, -1 where there is no such nucleus."""
+        """Row (m,) int64 of each of the integer ``ids`` (m,), -1 where there is no such nucleus."""
         if len(self.ids) == 0:
             return np.full(len(ids), -1, dtype=np.int64)
-        ids = np.asarray(ids)
+        # int64 and uint64 together would be compared as float64, which merges ids above 2**53
+        ids = as_int64(ids)
         row = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
         return np.where(self.ids[row] == ids, row, -1)
 
     def take(self, rows: np.ndarray) -> Nuclei:
         """The nuclei in those rows (an index or a mask)."""
         return Nuclei(self.ids[rows], self.bbox[rows], self.area_px[rows], self.centroid_px[rows])
+
+
+def as_int64(ids: np.ndarray) -> np.ndarray:
+    """Integer ids or labels as int64; what does not fit (no nucleus has such an id) becomes -1."""
+    ids = np.asarray(ids)
+    if ids.dtype != np.uint64:
+        return ids.astype(np.int64, copy=False)
+    out = ids.view(np.int64)  # above 2**63 - 1 the sign turns
+    return np.where(out < 0, -1, out) if (out < 0).any() else out
 
 
 def _block_windows(height: int, width: int, step: tuple[int, int]) -> list[Window]:
@@ -67,8 +77,33 @@ def _scan_block(block: np.ndarray, window: Window) -> tuple[np.ndarray, ...] | N
 def find_nuclei(labels: ArraySource, *, block: int = 1024) -> Nuclei:
     """Gather the nuclei of a label array without holding it in memory.
 
-    Blocks are multiples of the source's chunks. A nucleus that crosses blocks is merged by id, so an
-    id that stands for two separate pieces is one nucleus with one box.
+    A nucleus that crosses blocks is merged by id, so an id that stands for two separate pieces is one
+    nucleus with one box.
+
+    Parameters
+    ----------
+    labels
+        (y, x) integers of any width; 0 is background, every other value the id of a nucleus.
+    block
+        Px of a block's side, taken down to a multiple of the source's chunks (one chunk at least).
+
+    Returns
+    -------
+    Nuclei
+        Ids ascending; boxes, areas and centroids in px of the array.
+
+    Raises
+    ------
+    ValueError
+        ``labels`` are not (y, x) integers, or hold an id below 0 or above 2**63 - 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ghistpy.geometry import MemorySource, find_nuclei
+    >>> nuclei = find_nuclei(MemorySource(np.array([[0, 7, 7], [0, 7, 2**40]])))
+    >>> nuclei.ids.tolist(), nuclei.area_px.tolist()
+    ([7, 1099511627776], [3, 1])
     """
     if not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
