@@ -164,17 +164,6 @@ def _cut(levels: list[_Level], min_quality: float) -> list[np.ndarray]:
     return chosen
 
 
-def _bounding_box(mask: np.ndarray) -> tuple[slice, slice] | None:
-    """The part of an array that holds everything set, with 1 px around it; most of a slide is glass."""
-    box = []
-    for axis in (1, 0):
-        set_ = np.flatnonzero(mask.any(axis=axis))
-        if len(set_) == 0:
-            return None
-        box.append(slice(max(set_[0] - 1, 0), min(set_[-1] + 2, mask.shape[1 - axis])))
-    return tuple(box)
-
-
 def find_regions(
     maps: Maps,
     thresholds: np.ndarray,
@@ -215,30 +204,19 @@ def find_regions(
     O(thresholds · pixels). Apart from components that are cut by the window, the result at a pixel
     depends only on its surroundings.
     """
-    labels = np.zeros(maps.nuclear.shape, dtype=np.int32)
-    box = _bounding_box(maps.nuclear > thresholds[0])
-    if box is None:
-        return labels
-    whole = (slice(0, labels.shape[0]), slice(0, labels.shape[1]))
-    inner = tuple(
-        is_open and (part.start == all_.start if first else part.stop == all_.stop)
-        for is_open, part, all_, first in zip(open_edges, box * 2, whole * 2, (True, True, False, False), strict=True)
-    )
-    maps = Maps(*(np.ascontiguousarray(getattr(maps, name)[box]) for name in ("nuclear", "gradient", "red", "total")))
     levels: list[_Level] = []
     below = None
     for threshold in thresholds:
         mask = maps.nuclear > threshold
         if not mask.any():
             break
-        level, below = _level(maps, fill_holes(mask, hole_um2 / mpp**2), look, mpp, inner, below)
+        level, below = _level(maps, fill_holes(mask, hole_um2 / mpp**2), look, mpp, open_edges, below)
         levels.append(level)
-    found = np.zeros(maps.nuclear.shape, dtype=np.int32)
+    labels = np.zeros(maps.nuclear.shape, dtype=np.int32)
     n = 0
     for level, chosen in zip(levels, _cut(levels, min_quality), strict=True):
         number = (np.cumsum(chosen) * chosen).astype(np.int32)
         paint = chosen[level.of]
-        found.ravel()[level.at[paint]] = n + number[level.of[paint]]
+        labels.ravel()[level.at[paint]] = n + number[level.of[paint]]
         n += int(chosen.sum())
-    labels[box] = found
     return labels
