@@ -52,7 +52,7 @@ class _Pixels:
         small = labels.astype(np.uint16) if labels.max(initial=0) < 2**16 else labels
         padded = _pad(small, pad)
         self.pad, self.width, self.flat = pad, padded.shape[1], padded.ravel()
-        at = np.flatnonzero(self.flat)
+        at = np.flatnonzero(self.flat != 0)  # of a bool array: several times faster
         of = self.flat.take(at)
         order = np.argsort(of, kind="stable")
         self.at, self.of = at.take(order), of.take(order)
@@ -138,9 +138,10 @@ def _outside(px: _Pixels, od: np.ndarray, shape: tuple[int, int], lag: int) -> n
         of.append(rank.take(leaves))
     at, of = np.concatenate(at), np.concatenate(of)
     known = window.take(at)
+    if not known.all():
+        at, of = at[known], of[known]
     n = len(px.size)
-    total = [np.bincount(of, channel.take(at) * known, n) for channel in od]
-    return np.stack([*total, np.bincount(of, known, n)])
+    return np.stack([*(np.bincount(of, channel.take(at), n) for channel in od), np.bincount(of, minlength=n)])
 
 
 def _moments(mean: np.ndarray, second: np.ndarray, third: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
