@@ -48,7 +48,7 @@ def test_constant_values_stay_constant():
 def test_a_shift_and_the_order_change_nothing():
     yx, values = tissue(400)
     here = neighborhood_features(yx, values, sigmas_um=(20.0, 60.0))
-    there = neighborhood_features(yx + [8192.0, 512.5], values, sigmas_um=(20.0, 60.0))
+    there = neighborhood_features(yx + np.array([8192.0, 512.5]), values, sigmas_um=(20.0, 60.0))
     np.testing.assert_allclose(there, here, rtol=1e-5, atol=1e-6)
     order = np.random.default_rng(0).permutation(len(yx))
     shuffled = neighborhood_features(yx[order], values[order], sigmas_um=(20.0, 60.0))
