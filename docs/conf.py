@@ -15,7 +15,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "src"))
 
-import ghistpy  # noqa: E402
+import ghistpy
 
 project = "ghistpy"
 author = "The ghistpy developers"
