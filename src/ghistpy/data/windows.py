@@ -11,6 +11,7 @@ import torch
 from ghistpy.data.slide import Slide
 from ghistpy.geometry import Coverage, MaskedSource, Nuclei, Window, cover, read_image, read_labels
 from ghistpy.geometry.nuclei import as_int64
+from ghistpy.geometry.tiles import slide_window
 from ghistpy.imaging.morphology import FEATURES, nucleus_features
 from ghistpy.imaging.stain import sample_pixels, to_od, white_balance
 from ghistpy.imaging.surround import SURROUND, surround_features
@@ -61,6 +62,21 @@ def _touches(nuclei: Nuclei, boxes: np.ndarray) -> np.ndarray:
     return out
 
 
+def _read(slide: Slide, window: Window, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels (3, h, w) uint8 and labels (h, w) int64 of a window."""
+    try:
+        pixels, labels = read_image(slide.image, window, scale), read_labels(slide.labels, window, scale)
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged chunk raises what its codec, or the library around it, happens to raise
+        raise OSError(
+            f"slide {slide.name!r}: tile {slide_window(window, scale)} (slide px) cannot be read: {error}"
+        ) from error
+    if pixels.dtype != np.uint8:
+        pixels = np.rint(pixels).astype(np.uint8)
+    return pixels, as_int64(labels)
+
+
 def load_window(
     slide: Slide,
     window: Window,
@@ -71,12 +87,30 @@ def load_window(
     stride: int,
     augment: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None,
 ) -> WindowInput:
-    """Read one window (model px) and measure its nuclei ``rows`` of ``slide.nuclei``."""
-    pixels = read_image(slide.image, window, scale)
-    if pixels.dtype != np.uint8:
-        pixels = np.rint(pixels).astype(np.uint8)
+    """Read one window of a prepared slide and measure its nuclei.
+
+    Parameters
+    ----------
+    slide
+        With its stain known, see :func:`prepare`.
+    window
+        In model px, aligned to the grid of the network; may reach beyond the slide.
+    rows
+        (k,) int64, the nuclei to measure: rows of ``slide.nuclei``, ascending.
+    scale, mpp
+        Slide px per model px; µm per model px.
+    stride
+        Model px between feature positions.
+    augment
+        Changes od (3, h, w), labels (2, h, w) and centroids (k, 2) together.
+
+    Raises
+    ------
+    OSError
+        The image or the labels cannot be read there; the window is named in slide px.
+    """
+    pixels, raw = _read(slide, window, scale)
     od = to_od(pixels, slide.stain)
-    raw = as_int64(read_labels(slide.labels, window, scale))
     anything = raw > 0
     # Local ids 1..k in the order of ``rows``; the nuclei of other tiles are background to the measurements.
     labels = np.zeros(raw.shape, dtype=np.int32)

@@ -41,14 +41,9 @@ def plan_slide(slide: Slide, config: GHISTConfig) -> TilePlan:
 
 
 def load_tile(slide: Slide, plan: TilePlan, tile: int, config: GHISTConfig) -> WindowInput:
-    """Read one planned tile; an unreadable one is named."""
+    """Read one planned tile with the nuclei that it owns."""
     window = plan.model_window(tile)
-    try:
-        return load_window(slide, window, plan.owned(tile), scale=plan.scale, mpp=config.mpp, stride=config.stride)
-    except OSError as error:
-        raise OSError(
-            f"slide {slide.name!r}: tile {tile} (slide px {plan.slide_window(tile)}) cannot be read: {error}"
-        ) from error
+    return load_window(slide, window, plan.owned(tile), scale=plan.scale, mpp=config.mpp, stride=config.stride)
 
 
 def _batches(plan: TilePlan, batch_size: int) -> list[list[int]]:

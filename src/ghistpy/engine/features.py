@@ -36,8 +36,8 @@ def head_features(slide: Slide, extracted: Extracted, config: GHISTConfig) -> np
 
 
 def composition(slide: Slide, proba: np.ndarray, config: GHISTConfig) -> np.ndarray:
-    """(n, C) mean of ``proba`` in the narrowest neighbourhood of each nucleus."""
+    """(n, C) mean of ``proba`` in the narrowest neighbourhood of each nucleus; without any, its own."""
     if not config.context_um:
-        return np.broadcast_to(proba.mean(axis=0), proba.shape).copy() if len(proba) else proba
+        return proba.copy()
     mean, _ = neighborhood_mean(slide.nuclei.centroid_px * slide.mpp, proba, sigma_um=min(config.context_um))
     return mean

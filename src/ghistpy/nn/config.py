@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from ghistpy.geometry.context import REACH
+from ghistpy.imaging.surround import reach_px
 
 ARCHITECTURES = ("default", "published")
 
@@ -17,6 +18,8 @@ _PUBLISHED_WIDTHS = (64, 128, 256, 512, 1024)
 # Four 2x poolings: the sides of a patch must be divisible by this.
 _PUBLISHED_STRIDE = 16
 _ATTENTION_HEADS = 8
+# From the centroid to the farthest px of a large nucleus.
+_NUCLEUS_UM = 12.0
 
 
 @dataclass(frozen=True)
@@ -178,10 +181,16 @@ class GHISTConfig:
 
     @property
     def reach_um(self) -> float:
-        """Distance in µm beyond which a pixel has no influence on a nucleus."""
+        """Distance in µm from the centroid of a nucleus beyond which a pixel has no influence on it.
+
+        Default network: pixels shape the features of a nucleus (of up to 24 µm across), those the types of
+        its neighbours in the widest neighbourhood, and these the composition in the narrowest one.
+        """
         if self.architecture == "published":
             return self.patch_px * self.mpp
-        return self.halo_px * self.mpp + REACH * max(self.context_um, default=0.0)
+        own = max(self.halo_px * self.mpp + _NUCLEUS_UM, reach_px(self.mpp) * self.mpp)
+        widths = self.context_um or (0.0,)
+        return own + REACH * (max(widths) + min(widths))
 
     @classmethod
     def published(cls, *, width_factor: float = 1.0, **overrides: Any) -> GHISTConfig:
