@@ -250,3 +250,8 @@ def test_palette_keeps_types_apart():
     colours = type_colours([f"t{i}" for i in range(20)])
     assert len({tuple(np.round(c, 6)) for c in colours.values()}) == 20
     np.testing.assert_allclose(colours["t0"], to_rgba(OKABE_ITO[0])[:3])
+
+
+def test_a_type_has_one_colour_whatever_the_order_of_the_categories():
+    assert type_colours(["Stroma", "B", "T"]) == type_colours(["T", "Stroma", "B"])
+    assert list(type_colours(["Stroma", "B", "T"])) == ["Stroma", "B", "T"]

@@ -38,13 +38,18 @@ METHOD_COLOURS = {
 
 
 def type_colours(names: Iterable[str]) -> dict[str, str]:
-    """Colour of every type, in the order given; beyond eight the palette returns lighter."""
+    """Colour of every type, in the order given; beyond eight the palette returns lighter.
+
+    The colour follows the alphabet and not that order, so that a type has one colour in measured and
+    predicted tables, whose categories have different orders.
+    """
+    names = [str(name) for name in names]
     out = {}
-    for i, name in enumerate(names):
+    for i, name in enumerate(sorted(names)):
         lighter = 0.45 * (i // len(OKABE_ITO))
         base = np.array(to_rgb(OKABE_ITO[i % len(OKABE_ITO)]))
-        out[str(name)] = tuple(base + (1 - base) * min(lighter, 0.8))
-    return out
+        out[name] = tuple(base + (1 - base) * min(lighter, 0.8))
+    return {name: out[name] for name in names}
 
 
 def darker(colour: str, share: float = 0.35) -> tuple[float, float, float]:
