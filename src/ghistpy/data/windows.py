@@ -41,14 +41,8 @@ def prepare(slide: Slide) -> Slide:
         boxes = np.clip(boxes, 0, np.tile(slide.labels.shape, 2)).astype(np.int64)
         image, labels = MaskedSource(image, boxes, 255), MaskedSource(labels, boxes, 0)
         nuclei = nuclei.take(~_touches(nuclei, boxes))
-        return replace(
-            slide,
-            image=image,
-            labels=labels,
-            nuclei=nuclei,
-            stain=white_balance(sample_pixels(slide.image, excluded=boxes)),
-            excluded_um=np.zeros((0, 4)),
-        )
+        stain = slide.stain or white_balance(sample_pixels(slide.image, excluded=boxes))
+        return replace(slide, image=image, labels=labels, nuclei=nuclei, stain=stain, excluded_um=np.zeros((0, 4)))
     if slide.stain is None:
         return replace(slide, stain=white_balance(sample_pixels(image)))
     return slide
