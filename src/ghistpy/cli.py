@@ -299,7 +299,7 @@ def evaluate(
 def demo(
     out: Annotated[Path, typer.Argument(help="Folder to write.")] = Path("ghistpy-demo"),
     n_cells: Annotated[int, typer.Option(help="Nuclei of each slide.")] = 2000,
-    max_epochs: Annotated[int, typer.Option(help="Upper limit of epochs.")] = 8,
+    max_epochs: Annotated[int, typer.Option(help="Upper limit of epochs.")] = 12,
     seed: Seed = 0,
 ) -> None:
     """Simulate two slides, train on one, predict the other, evaluate, draw."""
