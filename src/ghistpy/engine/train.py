@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import tempfile
-import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +28,6 @@ from ghistpy.data.targets import Instances, instances_of
 from ghistpy.data.windows import LOCAL_FEATURES, prepare
 from ghistpy.nn.cellnet import CellNet
 from ghistpy.nn.config import GHISTConfig
-
-logger = logging.getLogger("ghistpy")
 
 
 @dataclass(frozen=True)
@@ -83,8 +78,9 @@ def train_network(
     supervision, where the nuclei of a spot are explained together.
     """
     options = options or TrainOptions()
-    torch.manual_seed(options.seed)
-    network = CellNet(config, n_types=n_types, n_genes=n_genes, n_local=len(LOCAL_FEATURES))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        network = CellNet(config, n_types=n_types, n_genes=n_genes, n_local=len(LOCAL_FEATURES))
     if options.max_epochs == 0:
         return Trained(network.eval(), [])
     raw = [(s, instances_of(s, n_types)) for s in map(prepare, train)]
@@ -94,9 +90,12 @@ def train_network(
     grid = WindowGrid.for_instances(spot_diameter_um, mpp=config.mpp, stride=config.stride, align=config.align_px)
     data = _Data(labelled, held, grid, options, spots=spot_diameter_um is not None)
     _measure_local(network, data)
-    module = _lightning_module(network, data, options)
-    history = _run(module, data, options, _fingerprint(config, options, labelled, held))
-    return Trained(module.network.eval(), history)
+    from ghistpy.engine.loop import run
+
+    train_loader = data.loader(data.train, data.sampler)
+    validation_loader = data.loader(data.held, None) if len(data.held) else None
+    history = run(network, train_loader, validation_loader, options, _fingerprint(config, options, labelled, held))
+    return Trained(network.eval(), history)
 
 
 def _gene_moments(instances: Sequence[Instances], n_genes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -150,6 +149,9 @@ class _Data:
             sampler=sampler,
             collate_fn=self.collate,
             num_workers=self.options.num_workers,
+            # An iterator draws a number when it is made, which after a restart is at another moment: with a
+            # generator of its own the stream of the dropout is left alone.
+            generator=torch.Generator().manual_seed(self.options.seed),
         )
 
 
@@ -204,152 +206,34 @@ def losses(network: CellNet, batch: TrainingBatch) -> tuple[Tensor, Tensor, int]
     return expression, entropy.sum() / known.sum().clamp_min(1), n
 
 
-def _lightning_module(network: CellNet, data: _Data, options: TrainOptions) -> Any:
-    import lightning
-
-    class Training(lightning.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = network
-
-        def _step(self, batch: TrainingBatch, name: str) -> Tensor:
-            expression, types, n = losses(self.network, batch)
-            total = expression + 0.5 * types
-            values = {f"{name}_loss": total, f"{name}_expression": expression, f"{name}_types": types}
-            self.log_dict(
-                {k: v.detach() for k, v in values.items()},
-                on_step=False,
-                on_epoch=True,
-                batch_size=max(n, 1),
-                sync_dist=True,
-                prog_bar=name == "val",
-            )
-            return total
-
-        def on_train_epoch_start(self) -> None:
-            # Dropout of an epoch is a function of (seed, epoch): a resumed run repeats it.
-            torch.manual_seed(options.seed * 100_003 + self.current_epoch)
-
-        def training_step(self, batch: TrainingBatch) -> Tensor:
-            return self._step(batch, "train")
-
-        def validation_step(self, batch: TrainingBatch) -> Tensor:
-            return self._step(batch, "val")
-
-        def configure_optimizers(self) -> dict[str, Any]:
-            optimizer = torch.optim.AdamW(
-                self.network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
-            )
-            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.max_epochs)
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
-
-        def transfer_batch_to_device(self, batch: TrainingBatch, device: torch.device, dataloader_idx: int) -> Any:
-            return batch.to(device, non_blocking=True)
-
-    return Training()
+# Options that decide the weights: with others, a checkpoint cannot be continued.
+_DECISIVE = (
+    "max_epochs",
+    "patience",
+    "batch_size",
+    "learning_rate",
+    "weight_decay",
+    "windows_per_epoch",
+    "seed",
+    "precision",
+)
 
 
 def _fingerprint(config: GHISTConfig, options: TrainOptions, train: list[Labelled], held: list[Labelled]) -> str:
     """What a checkpoint must agree with to be continued."""
-    fixed = {k: v for k, v in asdict(options).items() if k in ("max_epochs", "batch_size", "learning_rate", "seed")}
-    digest = hashlib.sha256(json.dumps([config.to_dict(), fixed], sort_keys=True).encode())
+    fixed = {name: getattr(options, name) for name in _DECISIVE}
+    digest = hashlib.sha256(json.dumps([config.to_dict(), fixed, len(train)], sort_keys=True).encode())
     for labelled in [*train, *held]:
-        digest.update(labelled.slide.name.encode())
-        digest.update(np.ascontiguousarray(labelled.slide.nuclei.ids))
-        digest.update(np.ascontiguousarray(labelled.values))
+        slide, instances = labelled.slide, labelled.instances
+        # the stain stands for the pixels: it is measured on a sample of all of them
+        digest.update(json.dumps([slide.name, slide.mpp, slide.stain.to_dict()]).encode())
+        for array in (
+            slide.nuclei.ids,
+            slide.nuclei.bbox,
+            instances.member,
+            labelled.values,
+            instances.types,
+            instances.gene_mask,
+        ):
+            digest.update(np.ascontiguousarray(array))
     return digest.hexdigest()
-
-
-def _run(module: Any, data: _Data, options: TrainOptions, fingerprint: str) -> list[dict[str, float]]:
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(options.checkpoint_dir or scratch)
-        folder.mkdir(parents=True, exist_ok=True)
-        last = _resumable(folder, fingerprint)
-        trainer, best = _trainer(folder, options, has_validation=len(data.held) > 0)
-        with warnings.catch_warnings():
-            _ignore_lightning_advice()
-            trainer.fit(
-                module,
-                data.loader(data.train, data.sampler),
-                data.loader(data.held, None) if len(data.held) else None,
-                ckpt_path=last,
-                weights_only=True,
-            )
-        history = next(c for c in trainer.callbacks if hasattr(c, "rows")).rows
-        path = best.best_model_path if len(data.held) else ""
-        if path:
-            state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-            module.load_state_dict(state)
-    return history
-
-
-def _resumable(folder: Path, fingerprint: str) -> str | None:
-    marker, last = folder / "training.json", folder / "last.ckpt"
-    if not last.exists():
-        marker.write_text(json.dumps({"fingerprint": fingerprint}))
-        return None
-    known = json.loads(marker.read_text())["fingerprint"] if marker.exists() else None
-    if known != fingerprint:
-        raise ValueError(
-            f"checkpoint_dir={str(folder)!r} holds a training of other slides, settings or seed; "
-            "give an empty folder, or the same arguments to continue it"
-        )
-    logger.info("training goes on from %s", last)
-    return str(last)
-
-
-def _trainer(folder: Path, options: TrainOptions, *, has_validation: bool) -> tuple[Any, Any]:
-    import lightning
-    from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
-
-    class History(Callback):
-        """One row of losses per epoch; part of the checkpoint, so that a resumed history is whole."""
-
-        def __init__(self) -> None:
-            self.rows: list[dict[str, float]] = []
-
-        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-            row = {k: float(v) for k, v in trainer.callback_metrics.items()}
-            self.rows.append({"epoch": float(trainer.current_epoch), **row})
-
-        def state_dict(self) -> dict[str, Any]:
-            return {"rows": self.rows}
-
-        def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-            self.rows = list(state_dict["rows"])
-
-    monitor = "val_loss" if has_validation else None
-    best = ModelCheckpoint(dirpath=folder, filename="best", monitor=monitor, save_last=True, save_top_k=1)
-    callbacks: list[Any] = [History(), best, *options.callbacks]
-    if has_validation:
-        callbacks.append(EarlyStopping("val_loss", patience=options.patience))
-    with warnings.catch_warnings():
-        _ignore_lightning_advice()
-        trainer = lightning.Trainer(
-            max_epochs=options.max_epochs,
-            accelerator=options.accelerator,
-            devices=options.devices,
-            precision=options.precision,
-            callbacks=callbacks,
-            default_root_dir=folder,
-            gradient_clip_val=1.0,
-            logger=False,
-            num_sanity_val_steps=0,
-            enable_progress_bar=options.progress,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-        )
-    return trainer, best
-
-
-def _ignore_lightning_advice() -> None:
-    """Lightning's hints about worker counts, log intervals and folders are not faults of the user."""
-    for message in (
-        ".*does not have many workers.*",
-        ".*is smaller than the logging interval.*",
-        ".*exists and is not empty.*",
-        ".*isinstance.treespec, LeafSpec.*",
-        ".*available but not used.*",
-        ".*lr_scheduler.step.*before.*optimizer.step.*",
-    ):
-        warnings.filterwarnings("ignore", message=message)
