@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -108,3 +109,42 @@ def model_maker():
 def nuclei_drawer():
     """(height, width, pitch, seed, ids) -> image, labels."""
     return draw_nuclei
+
+
+TRAIN_TYPES = 3
+
+
+def make_training_slide(seed=0, name="s", **fields):
+    """Nuclei of three types that differ in size, darkness and counts; gene 0 follows the darkness within a type."""
+    from ghistpy.data.slide import CellTargets
+
+    rng = np.random.default_rng([7, seed])
+    side, pitch = 384, 24
+    centres = np.stack(np.meshgrid(np.arange(12, side, pitch), np.arange(12, side, pitch), indexing="ij"), -1)
+    centres = centres.reshape(-1, 2) + rng.uniform(-4, 4, (len(centres.reshape(-1, 2)), 2))
+    n = len(centres)
+    types = rng.integers(0, TRAIN_TYPES, n)
+    image = np.full((3, side, side), 230.0) - np.array([20, 60, 25])[:, None, None]
+    labels = np.zeros((side, side), dtype=np.int64)
+    y, x = np.mgrid[:side, :side] + 0.5
+    state = rng.normal(size=n)
+    for i, (cy, cx) in enumerate(centres):
+        radius = [4, 6, 8][types[i]]
+        inside = (y - cy) ** 2 + (x - cx) ** 2 <= radius**2
+        labels[inside] = 500 + 7 * i
+        image[:, inside] -= 60 + 15 * state[i] - 20 * types[i]
+    image = np.clip(image + rng.normal(0, 6, image.shape), 0, 255).astype(np.uint8)
+    profiles = np.array([[8, 1, 2, 6, 1], [4, 10, 1, 2, 1], [2, 2, 9, 1, 1]], dtype=float)
+    rate = profiles[types]
+    rate[:, 0] *= np.exp(0.6 * state)
+    counts = rng.poisson(3 * rate).astype(np.float32)
+    targets = CellTargets(500 + 7 * np.arange(n), counts, np.ones(5, dtype=bool), types)
+    slide = make_slide(image, labels, targets=targets, stain=None, **fields)
+
+    return dataclasses.replace(slide, name=name)
+
+
+@pytest.fixture(scope="session")
+def training_slide_maker():
+    """(seed, name, **fields of Slide) -> a slide with cells to learn from."""
+    return make_training_slide
