@@ -46,8 +46,8 @@ class GHISTConfig:
         condition a nucleus. Wide ones follow tissue regions and need slides to learn from; a held-out
         block needs a buffer of :attr:`reach_um`.
     random_features, kernel_gamma
-        Default network only: number of random Fourier features of the expression head and the
-        inverse width of the kernel they stand for.
+        Default network only: number of random Fourier features of the head; they stand for the kernel
+        exp(-kernel_gamma * mean squared difference of the standardised features).
     tile_px
         Default network only: side in px of the square whose nuclei are predicted together.
     patch_px, overlap_px

@@ -19,7 +19,12 @@ def mixture_proportions(counts: np.ndarray, profiles: np.ndarray, *, n_iteration
 
     Returns
     -------
-    (n, K) float64, rows sum to 1; an empty row gets equal shares.
+    (n, K) float64, rows sum to 1; a row without counts that any profile explains gets equal shares.
+
+    Raises
+    ------
+    ValueError
+        Other shapes, no profile, NaN, infinite or negative values.
 
     Notes
     -----
@@ -34,7 +39,10 @@ def mixture_proportions(counts: np.ndarray, profiles: np.ndarray, *, n_iteration
     counts, profiles = np.asarray(counts, dtype=np.float64), np.asarray(profiles, dtype=np.float64)
     if counts.ndim != 2 or profiles.ndim != 2 or counts.shape[1] != profiles.shape[1]:
         raise ValueError(f"counts, profiles: expected (n, G) and (K, G), got {counts.shape} and {profiles.shape}")
-    if not (np.isfinite(counts).all() and np.isfinite(profiles).all()) or min(counts.min(), profiles.min()) < 0:
+    if len(profiles) == 0:
+        raise ValueError("profiles: got none; give at least one")
+    # NaN fails both comparisons
+    if not all(((v >= 0) & (v < np.inf)).all() for v in (counts, profiles)):
         raise ValueError("counts, profiles: expected finite values of 0 and above")
     shape = profiles / np.maximum(profiles.sum(axis=1, keepdims=True), 1e-300)
     share = np.full((len(counts), len(profiles)), 1.0 / len(profiles))
