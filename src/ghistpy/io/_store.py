@@ -9,18 +9,18 @@ without it is a write that never reached the store, and is removed.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import json
 import logging
 import os
 import shutil
-import sys
 import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from ghistpy._files import exchange
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -30,8 +30,6 @@ logger = logging.getLogger("ghistpy")
 MARKER = "swap.json"
 # files at the root of a store that a renewed consolidation may touch (zarr v3, then zarr v2)
 _ROOT_METADATA = ("zarr.json", ".zmetadata", ".zgroup", ".zattrs")
-_RENAME_EXCHANGE = 2
-_AT_FDCWD = -100
 
 
 def staging_path(store: Path) -> Path:
@@ -69,23 +67,6 @@ def ensure_writable(store: Path, what: str) -> None:
                 f"{what} cannot be written into {store}: {folder} is read-only; make it writable, or work on a "
                 "copy (sdata.write(new_path))",
             )
-
-
-def exchange(first: Path, second: Path) -> bool:
-    """Swap two folders in one step; False where the system has no such call."""
-    if not sys.platform.startswith("linux"):
-        return False
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if renameat2 is None:
-        return False
-    paths = os.fsencode(first), os.fsencode(second)
-    if renameat2(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_EXCHANGE) == 0:
-        return True
-    code = ctypes.get_errno()
-    # the kernel or the file system (overlay, FUSE, network) does not know the flag
-    if code in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP):
-        return False
-    raise OSError(code, os.strerror(code), str(first), None, str(second))
 
 
 def is_store(path: Path) -> bool:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ghistpy._files import exchange
 from ghistpy.nn.config import GHISTConfig
 
 if TYPE_CHECKING:
@@ -137,10 +138,23 @@ class GHIST:
         ------
         FileExistsError
             ``path`` exists and is not a model.
+        OSError
+            The folder cannot be written, or the disk is full; a model that was there is unchanged.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> import ghistpy as gp
+        >>> slide = gp.datasets.simulate_slide(n_cells=200, n_genes=10)
+        >>> model = gp.tl.fit(slide, max_epochs=0, progress=False)
+        >>> folder = tempfile.mkdtemp() + "/model"
+        >>> model.save(folder)
+        >>> gp.models.GHIST.load(folder).hash == model.hash
+        True
         """
         from safetensors.torch import save_file
 
-        path = Path(path)
+        path = Path(path).resolve()  # of a symbolic link, what it points to is replaced
         if path.exists() and not (path / _META).exists():
             raise FileExistsError(f"path: {path} exists and is not a ghistpy model; choose another folder")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -149,19 +163,23 @@ class GHIST:
             save_file(self._arrays(), str(staging / _WEIGHTS))
             (staging / _META).write_text(json.dumps(self._meta(), indent=1))
             staging.chmod(0o755)
-            if path.exists():
-                old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-                os.replace(path, old)
-                os.replace(staging, path)
-                shutil.rmtree(old)
-            else:
-                os.replace(staging, path)
+            _move_in(staging, path)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
     @classmethod
     def load(cls, path: str | Path) -> GHIST:
         """Read a folder that :meth:`save` wrote.
+
+        Parameters
+        ----------
+        path
+            The folder.
+
+        Returns
+        -------
+        GHIST
+            On the CPU, with the same :attr:`hash` as the model that was saved.
 
         Raises
         ------
@@ -201,6 +219,32 @@ class GHIST:
         )
 
 
+def _move_in(staging: Path, path: Path) -> None:
+    """Put ``staging`` where ``path`` is; a reader finds the old model or the new one."""
+    if not path.exists():
+        os.replace(staging, path)
+    elif not exchange(staging, path):
+        # no exchange on this system: for a moment there is no model, and what fails then is undone
+        old = staging.with_name(staging.name + ".old")
+        os.replace(path, old)
+        try:
+            os.replace(staging, path)
+        except OSError:
+            os.replace(old, path)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+
+_META_TYPES = {
+    "config": dict,
+    "genes": list,
+    "cell_types": list,
+    "supervision": str,
+    "gene_sets": dict,
+    "history": list,
+}
+
+
 def _read_meta(path: Path) -> dict[str, Any]:
     try:
         meta = json.loads(path.read_text())
@@ -209,9 +253,9 @@ def _read_meta(path: Path) -> dict[str, Any]:
         raise ValueError(f"path: {path} is damaged or not of a ghistpy model ({error})") from error
     if version != _FORMAT:
         raise ValueError(f"path: {path} has format {version}, this version reads {_FORMAT}; update ghistpy")
-    missing = {"config", "genes", "cell_types", "supervision", "gene_sets", "history"} - set(meta)
-    if missing:
-        raise ValueError(f"path: {path} lacks {sorted(missing)}; the model is damaged, save it again")
+    bad = sorted(name for name, kind in _META_TYPES.items() if not isinstance(meta.get(name), kind))
+    if bad:
+        raise ValueError(f"path: {path} lacks {bad}, or holds something else there; it is damaged, save it again")
     return meta
 
 
@@ -235,13 +279,22 @@ def _build(
     if config.architecture == "published":
         from ghistpy.nn.published import PublishedNetwork
 
+        absent = sorted({"image_mean", "image_std"} - set(extras))
+        if absent:
+            raise ValueError(f"path: the model lacks extras {absent}, which its network needs; save it again")
         return PublishedNetwork(config, n_genes, n_types, extras.get("reference")), None
+    from ghistpy.data.windows import LOCAL_FEATURES
     from ghistpy.nn.cellnet import CellNet
     from ghistpy.nn.head import ContextHead
 
     # The measured features are a property of the version that trained the model.
     n_local = len(groups.get("network", {}).get("local_center", ()))
     n_features = len(groups.get("head", {}).get("center", ()))
+    if n_local != len(LOCAL_FEATURES):
+        raise ValueError(
+            f"path: the model was trained with {n_local} measured features of a nucleus, this version measures "
+            f"{len(LOCAL_FEATURES)}; train it again, or use the version of ghistpy that trained it"
+        )
     network = CellNet(config, n_types=n_types, n_genes=n_genes, n_local=n_local)
     sizes = {"n_types": n_types, "n_genes": n_genes, "n_local": n_local}
     return network, ContextHead(config, n_features=n_features, **sizes)
