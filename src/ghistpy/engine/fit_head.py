@@ -25,9 +25,12 @@ logger = logging.getLogger("ghistpy")
 # Penalties per instance that are tried, and factors on them for (own and neighbourhood features,
 # random features, slopes of the types): smooth in the surroundings, or led by the nucleus itself.
 _ALPHAS = np.geomspace(1e-3, 1e2, 11)
-_FACTORS = ((3.0, 1.0, 3.0), (3.0, 10.0, 1.0), (10.0, 100.0, 1.0))
+# A few hundred spots choose a penalty and no more; what surrounds them leads.
+_FACTORS_CELLS = ((3.0, 1.0, 3.0), (3.0, 10.0, 1.0), (10.0, 100.0, 1.0))
+_FACTORS_SPOTS = ((3.0, 1.0, 30.0),)
 _RANKS = (4, 8, 16, 32, 64)
 _TYPE_PENALTIES = (1e-4, 1e-3, 1e-2)
+_TYPE_PENALTY_SPOTS = 1e-3
 _PRIOR_WEIGHTS = np.linspace(0.0, 1.5, 16)
 
 
@@ -158,9 +161,9 @@ class _Fit:
         matrix = sparse.block_array([[p if i == j else None for j in range(len(pool))] for i, p in enumerate(pool)])
         problem = _SoftLogistic(np.concatenate(bases), np.concatenate(logits), matrix.tocsr(), self.known)
         own = 0.0 if self.spots else 1.0  # under spot supervision the network's logits are weak: start afresh
-        penalty = _TYPE_PENALTIES[1]
+        penalty = _TYPE_PENALTY_SPOTS if self.spots else _TYPE_PENALTIES[1]
         train, held = known & ~self.held, known & self.held
-        if held.sum() >= 20 and train.sum() >= 20:
+        if not self.spots and held.sum() >= 20 and train.sum() >= 20:
             cost = [problem.cost(problem.solve(train, p, own), held) for p in _TYPE_PENALTIES]
             penalty = _TYPE_PENALTIES[int(np.argmin(cost))]
         own_weight, weight, bias = problem.solve(known, penalty, own)
@@ -213,7 +216,8 @@ class _Fit:
 
     def _factors(self) -> np.ndarray:
         v, d = self.head.direction.shape
-        return np.stack([np.repeat(f, (v, d, self.mean_design.shape[1] - v - d)) for f in _FACTORS])
+        tried = _FACTORS_SPOTS if self.spots else _FACTORS_CELLS
+        return np.stack([np.repeat(f, (v, d, self.mean_design.shape[1] - v - d)) for f in tried])
 
     def _profile(self, rows: np.ndarray) -> np.ndarray:
         """Mean expression per type: of typed cells, or the mixture that explains the spots best."""
@@ -279,15 +283,14 @@ class _Fit:
         """Shift per gene that makes the log of the summed nuclei right on average."""
         difference = []
         for i, (s, a) in enumerate(zip(self.slides, self.average, strict=True)):
-            proba = torch.from_numpy(self.proba[i])
-            x = self.head.expression(torch.from_numpy(self.basis(i)), proba).numpy()
-            total = self.proba[i] @ self.head.type_total.numpy()
+            rows = np.unique(a.indices)
+            proba, a = self.proba[i][rows], a[:, rows]
+            x = self.head.expression(torch.from_numpy(self.basis(i, rows)), torch.from_numpy(proba)).numpy()
+            total = proba @ self.head.type_total.numpy()
             summed = (a @ (np.expm1(x) * total[:, None])) / (a @ total)[:, None]
             difference.append(s.instances.values - np.log1p(summed))
-        shift = np.concatenate(difference)
-        self.head.residual_bias += torch.from_numpy(
-            np.average(shift, axis=0, weights=None if self.mask is None else self.mask).astype(np.float32)
-        )
+        shift = np.average(np.concatenate(difference), axis=0, weights=self.mask)
+        self.head.residual_bias += torch.from_numpy(shift.astype(np.float32))
 
 
 def _set(buffer: torch.Tensor, value: np.ndarray | float) -> None:
@@ -308,19 +311,25 @@ class _SoftLogistic:
         self.basis, self.logits = torch.from_numpy(basis), torch.from_numpy(logits)
         self.pool, self.share = pool, share
 
-    def _mean(self, solution: tuple[torch.Tensor, ...], rows: np.ndarray) -> torch.Tensor:
-        own, weight, bias = solution
-        part = self.pool[rows].tocoo()
-        nuclei, column = np.unique(part.coords[1], return_inverse=True)
-        proba = torch.softmax(self.logits[nuclei] * own + self.basis[nuclei] @ weight + bias, dim=1)
-        group, factor = torch.from_numpy(part.coords[0].astype(np.int64)), torch.from_numpy(part.data.astype(np.float32))
-        mean = torch.zeros(int(rows.sum()), self.share.shape[1])
-        return mean.index_add(0, group, factor[:, None] * proba[torch.from_numpy(column)])
+    def _select(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Basis and logits of the nuclei of those instances, and the matrix that averages them."""
+        part = self.pool[rows]
+        nuclei = np.unique(part.indices)
+        part = part[:, nuclei].tocoo()
+        pool = torch.sparse_coo_tensor(
+            np.stack(part.coords), torch.from_numpy(part.data.astype(np.float32)), part.shape, check_invariants=False
+        )
+        return self.basis[nuclei], self.logits[nuclei], pool.coalesce()
+
+    @staticmethod
+    def _mean(solution: tuple[torch.Tensor, ...], selected: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        (own, weight, bias), (basis, logits, pool) = solution, selected
+        return torch.sparse.mm(pool, torch.softmax(logits * own + basis @ weight + bias, dim=1))
 
     def cost(self, solution: tuple[torch.Tensor, ...], rows: np.ndarray) -> float:
         """Cross entropy of those instances."""
         with torch.no_grad():
-            return _cross_entropy(self._mean(solution, rows).numpy(), self.share[rows])
+            return _cross_entropy(self._mean(solution, self._select(rows)).numpy(), self.share[rows])
 
     def solve(self, rows: np.ndarray, penalty: float, own: float) -> tuple[torch.Tensor, ...]:
         """Weight of the network's logits (fixed when 0), of the basis, and bias."""
@@ -329,11 +338,12 @@ class _SoftLogistic:
         weight = torch.zeros(self.basis.shape[1], share.shape[1], requires_grad=True)
         bias = torch.zeros(share.shape[1], requires_grad=True)
         free = [t for t in (own_weight, weight, bias) if t.requires_grad]
-        optimiser = torch.optim.LBFGS(free, max_iter=50, line_search_fn="strong_wolfe")
+        selected = self._select(rows)
+        optimiser = torch.optim.LBFGS(free, max_iter=30, line_search_fn="strong_wolfe")
 
         def closure() -> torch.Tensor:
             optimiser.zero_grad()
-            mean = self._mean((own_weight, weight, bias), rows)
+            mean = self._mean((own_weight, weight, bias), selected)
             loss = -(share * torch.log(mean.clamp_min(1e-6))).sum(dim=1).mean() + penalty * weight.square().sum()
             loss.backward()
             return loss

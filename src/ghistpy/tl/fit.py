@@ -56,7 +56,7 @@ def fit(
     fold
         A fold of :func:`ghistpy.tl.split`: trains on its ``train`` part, stops and chooses by ``val``;
         pixels of ``val`` and ``test`` regions are blanked before anything is computed. None: a band of
-        15 % of each slide is the validation part.
+        15 % of each slide is the validation part (spots of three slides and more: the last slide).
     image_key, labels_key
         Image and nucleus labels of each slide.
     table_key
@@ -120,7 +120,7 @@ def fit(
         raise ValueError(f"max_epochs={max_epochs!r}: expected 0 or a positive number of epochs")
     config = config or GHISTConfig()
     slides = named_slides(sdatas)
-    fold = fold or validation_fold(slides, table_key)
+    fold = fold or validation_fold(slides, table_key, whole_slide=supervision == "spots")
     data = gather(
         slides,
         fold,

@@ -248,6 +248,14 @@ def with_validation(samples: list[_Sample], buffer_um: float = 0.0) -> Fold:
     return Fold(train, val, {}, buffer_um, left_out)
 
 
-def validation_fold(slides: Mapping[str, Any], table_key: str) -> Fold:
-    """The split that training makes for itself when it is given none."""
-    return with_validation([_sample(name, sdata, table_key) for name, sdata in slides.items()])
+def validation_fold(slides: Mapping[str, Any], table_key: str, *, whole_slide: bool = False) -> Fold:
+    """The split that training makes for itself when it is given none.
+
+    ``whole_slide``: of three slides and more the last is the validation part. A few hundred spots of the
+    training slides cannot tell how smooth a fit carries over to another slide; one slide of them can.
+    """
+    samples = [_sample(name, sdata, table_key) for name, sdata in slides.items()]
+    if whole_slide and len(samples) >= 3:
+        *train, val = samples
+        return Fold({s.name: Region(s.ids) for s in train}, {val.name: Region(val.ids)}, {})
+    return with_validation(samples)
