@@ -20,11 +20,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from sklearn.metrics import f1_score
 
 import ghistpy as gp
 from ghistpy.stats.metrics import pearson
 from ghistpy.stats.skill import skill_score, within_type_pearson
-from sklearn.metrics import f1_score
 
 TEST_PROPORTIONS = {"Malignant": 0.2, "Fibroblast": 0.3, "Endothelial": 0.1, "T/NK": 0.2, "B": 0.1, "Macrophage": 0.1}
 STAINS = ("purple", "pale")
@@ -44,7 +44,8 @@ def main() -> None:
     table.loc["mean"] = table.mean()
     print(table.T.round(3).to_string())
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "simulated.json").write_text(json.dumps({"arguments": vars(args) | {"out": ""}, "rows": rows}, indent=1))
+    settings = {key: value for key, value in vars(args).items() if key != "out"}
+    (args.out / "simulated.json").write_text(json.dumps({"settings": settings, "rows": rows}, indent=1))
 
 
 def run(seed: int, args: argparse.Namespace) -> dict[str, float]:

@@ -88,9 +88,7 @@ def fit_head(
 
 
 class _Fit:
-    def __init__(
-        self, slides: Sequence[FitSlide], config: GHISTConfig, head: ContextHead, *, spots: bool
-    ) -> None:
+    def __init__(self, slides: Sequence[FitSlide], config: GHISTConfig, head: ContextHead, *, spots: bool) -> None:
         self.slides, self.config, self.head, self.spots = slides, config, head, spots
         self.features = [head_features(s.slide, s.extracted, config) for s in slides]
         self.average = [s.instances.average() for s in slides]
@@ -266,7 +264,7 @@ class _Fit:
 
     def totals(self) -> None:
         """Counts per nucleus of each type that add up to the totals of the spots."""
-        size = np.concatenate([np.bincount(s.instances.member[s.instances.member >= 0], minlength=len(s.instances)) for s in self.slides])
+        size = np.concatenate([np.diff(a.indptr) for a in self.average])
         total = np.concatenate([s.total for s in self.slides]).astype(np.float64)
         number = self.mean_proba * size[:, None]
         overall = total.sum() / size.sum()
