@@ -108,6 +108,7 @@ def split(
     Returns
     -------
     list of Fold
+        ``n_splits`` frozen folds; every instance is in the test part of exactly one.
 
     Notes
     -----
@@ -117,20 +118,23 @@ def split(
     Raises
     ------
     ValueError
-        Unknown ``by``, fewer groups than folds, or a buffer that leaves nothing to train on.
+        Unknown ``by``, fewer groups than folds, a buffer that leaves nothing to train on, sample names
+        that repeat, a table that is linked to no element or has no positions.
 
     Examples
     --------
     >>> import ghistpy as gp
     >>> slide = gp.datasets.simulate_slide(n_cells=300, n_genes=10)
     >>> folds = gp.tl.split(slide, by="blocks", n_splits=3, buffer_um=30)
-    >>> sorted(len(fold.test["sim-0"].ids) for fold in folds)
+    >>> sorted(len(fold.test["simulated_0"].ids) for fold in folds)
     [100, 100, 100]
     """
     if by not in ("patient", "slide", "blocks"):
         raise ValueError(f"by={by!r}: expected 'patient', 'slide' or 'blocks'")
-    if n_splits < 2:
-        raise ValueError(f"n_splits={n_splits}: expected 2 or more")
+    if isinstance(n_splits, bool) or not isinstance(n_splits, (int, np.integer)) or n_splits < 2:
+        raise ValueError(f"n_splits={n_splits}: expected 2 or more, a whole number")
+    if buffer_um is not None and not (np.isfinite(buffer_um) and buffer_um >= 0):
+        raise ValueError(f"buffer_um={buffer_um}: expected 0 µm or more")
     samples = [_sample(name, sdata, table_key) for name, sdata in named_slides(sdatas).items()]
     if by == "blocks":
         if buffer_um is None:
@@ -152,7 +156,13 @@ def _sample(name: str, sdata: SpatialData, table_key: str) -> _Sample:
     if _keys.SPATIAL not in table.obsm:
         raise ValueError(f"table_key={table_key!r} of sample {name!r} has no obsm['spatial'] (x, y in µm)")
     patient = str(sdata.attrs.get(_keys.ATTRS, {}).get("patient", name))
-    yx = np.asarray(table.obsm[_keys.SPATIAL], dtype=np.float64)[:, ::-1]
+    yx = np.asarray(table.obsm[_keys.SPATIAL], dtype=np.float64)[:, 1::-1]
+    if not np.isfinite(yx).all():
+        bad = int((~np.isfinite(yx)).any(axis=1).sum())
+        raise ValueError(
+            f"obsm['spatial'] of sample {name!r} holds {bad} NaN or infinite positions; remove those rows of "
+            f"table_key={table_key!r}, they lie in no part of the slide"
+        )
     return _Sample(name, patient, table.obs[link[2]].to_numpy(), yx)
 
 
@@ -203,22 +213,12 @@ def _inside(sample: _Sample, low: float, high: float) -> np.ndarray:
 def _band_fold(samples: list[_Sample], k: int, n_splits: int, buffer_um: float) -> Fold:
     train, val, test, left_out = {}, {}, {}, 0
     for sample in samples:
-        edges, axis = _edges(sample, n_splits), _axis(sample)
-        low, high = edges[k], edges[k + 1]
-        # The validation band lies beside the test band, on its far side from the nearer border.
-        fine = _edges(sample, round(1 / VALIDATION_SHARE) * n_splits)
-        width = max(1, round((n_splits - 1) * VALIDATION_SHARE * (len(fine) - 1) / n_splits))
-        at = k * ((len(fine) - 1) // n_splits)
-        if k < n_splits / 2:
-            start = (k + 1) * ((len(fine) - 1) // n_splits)
-            v_low, v_high = fine[start], fine[start + width]
-        else:
-            v_low, v_high = fine[at - width], fine[at]
+        (low, high), (v_low, v_high) = _bands(sample, k, n_splits)
+        axis = _axis(sample)
         in_test, in_val = _inside(sample, low, high), _inside(sample, v_low, v_high)
         near = _inside(sample, min(low, v_low) - buffer_um, max(high, v_high) + buffer_um)
-        rest = ~near
         left_out += int((near & ~in_test & ~in_val).sum())
-        train[sample.name] = Region(sample.ids[rest])
+        train[sample.name] = Region(sample.ids[~near])
         val[sample.name] = Region(sample.ids[in_val], _band(axis, v_low, v_high))
         test[sample.name] = Region(sample.ids[in_test], _band(axis, low, high))
     if not sum(len(r.ids) for r in train.values()):
@@ -228,6 +228,17 @@ def _band_fold(samples: list[_Sample], k: int, n_splits: int, buffer_um: float) 
         )
     logger.info("split: fold %d leaves out %d instances within %g µm of held-out bands", k, left_out, buffer_um)
     return Fold(train, val, test, buffer_um, left_out)
+
+
+def _bands(sample: _Sample, k: int, n_splits: int) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Ends of the test band, and of the validation band beside it, on its far side from the nearer border."""
+    steps = round(1 / VALIDATION_SHARE)  # of a test band
+    # both from one set of edges, so that they meet exactly
+    edges = _edges(sample, steps * n_splits)
+    first, last = k * steps, (k + 1) * steps
+    width = max(1, round((n_splits - 1) * VALIDATION_SHARE * steps))
+    beside = (last, last + width) if k < n_splits / 2 else (first - width, first)
+    return (edges[first], edges[last]), (edges[beside[0]], edges[beside[1]])
 
 
 def with_validation(samples: list[_Sample], buffer_um: float = 0.0) -> Fold:
