@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -34,7 +35,7 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--sections", default=",".join(SECTIONS))
     parser.add_argument("--instances", default=f"{NUCLEI},{DISKS}")
     parser.add_argument("--seed", type=int, default=0)
@@ -43,6 +44,8 @@ def main() -> None:
     scorer = data / "tools" / "score_her2st.py"
     if not scorer.exists():
         sys.exit("GHISTPY_DATA_DIR must name a folder with tools/score_her2st.py and data/her2st")
+    logging.basicConfig(level=logging.WARNING)
+    logging.getLogger("ghistpy").setLevel(logging.INFO)
     args.out.mkdir(parents=True, exist_ok=True)
     genes = panel(scorer, data / "data" / "her2st")
     slides = {section: load(section, args.out / "slides") for section in SECTIONS}
@@ -113,7 +116,9 @@ def predict_section(slides: dict, held: str, labels_key: str, genes: list[str], 
     methods = [labels_key] if labels_key != NUCLEI else [NUCLEI, "morphology_ridge", "type_mean"]
     if all((args.out / method / f"{held}.csv").exists() for method in methods):
         return methods
-    config = gp.models.GHISTConfig(mpp=0.687, context_um=(50.0, 100.0, 200.0, 400.0), random_features=1024)
+    config = gp.models.GHISTConfig(
+        mpp=0.687, widths=(24, 48, 96), context_um=(50.0, 100.0, 200.0, 400.0), random_features=1024
+    )
     model = gp.tl.fit(
         {s: slide for s, slide in slides.items() if s != held},
         config=config,

@@ -111,6 +111,7 @@ def speed(test, model) -> float:
     from ghistpy.engine.extract import Extracted, load_tile, plan_slide
     from ghistpy.engine.predict import apply_head
     from ghistpy.geometry import find_nuclei
+    from ghistpy.nn.cellnet import fused
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -124,10 +125,11 @@ def speed(test, model) -> float:
         np.zeros((n, len(model.cell_types)), np.float32),
         np.zeros((n, len(LOCAL_FEATURES)), np.float32),
     )
+    network = fused(model.network)
     started = time.process_time()
     with torch.inference_mode():
         for tile, (od, coverage, local) in enumerate(inputs):
-            out = model.network(od.to(memory_format=torch.channels_last), coverage, local)
+            out = network(od.to(memory_format=torch.channels_last), coverage, local)
             rows = plan.owned(tile)
             found.embedding[rows], found.logits[rows] = out.embedding.numpy(), out.type_logits.numpy()
             found.local[rows] = local.numpy()

@@ -31,7 +31,7 @@ def make_slide(*, spots=False, n_types=3, n_genes=4, side=400, pitch=20, mpp=0.5
             rng.poisson(5, (n, n_genes)).astype(np.float32),
             rng.integers(100, 200, n).astype(np.float32),
             np.array([True] * (n_genes - 1) + [False]),
-            np.append(nuclei.ids[kept], 7),  # 7 is no nucleus
+            np.append(nuclei.ids[kept], 7),  # 7 is no nucleus: the first spot has lost one
             np.append(spot[kept], 0),
             rng.dirichlet(np.ones(n_types), n).astype(np.float32),
             np.zeros((n, 2)),

@@ -81,7 +81,11 @@ def test_ordinary_nuclei_share_few_windows():
     boxes = np.column_stack([rng.integers(0, 2000, (500, 2)), rng.integers(5, 40, (500, 2))])
     plan = plan_tiles(nuclei_of(boxes), core=512, halo=64, align=16)
     assert len(plan) <= 16
-    assert (plan.windows[:, 2] - plan.windows[:, 0] == 512 + 2 * 96).all()
+    height = plan.windows[:, 2] - plan.windows[:, 0]
+    assert height.max() == 512 + 2 * 96
+    # only windows at the border of all nuclei are smaller: there is nothing to see beyond
+    inner = (plan.windows[:, 0] > plan.windows[:, 0].min()) & (plan.windows[:, 2] < plan.windows[:, 2].max())
+    assert (height[inner] == 512 + 2 * 96).all()
 
 
 def test_squares_without_nuclei_are_not_planned():

@@ -27,8 +27,7 @@ class Instances:
     yx_um
         (S, 2) float64: mean position of its nuclei.
     kept
-        (S,) int64: rows of the targets; measured instances that no nucleus belongs to cannot be
-        explained and are left out.
+        (S,) int64: rows of the targets, see :func:`instances_of` for those that are left out.
     """
 
     member: np.ndarray
@@ -51,7 +50,18 @@ class Instances:
 
 
 def instances_of(slide: Slide, n_types: int) -> Instances:
-    """The instances of a slide that have at least one of its nuclei."""
+    """The instances of a slide that its nuclei explain.
+
+    These are cells that are nuclei of the slide, and spots that have nuclei and lost none of them to a
+    held-out region: the counts of the others come in part from tissue that may not be seen.
+
+    Parameters
+    ----------
+    slide
+        With targets; prepared, when something is held out.
+    n_types
+        Columns of ``types``.
+    """
     targets = slide.targets
     n = len(slide.nuclei)
     if isinstance(targets, CellTargets):
@@ -63,6 +73,8 @@ def instances_of(slide: Slide, n_types: int) -> Instances:
         values = np.log1p(SPOT_SCALE * targets.counts / np.maximum(targets.total, 1)[:, None])
         types = np.zeros((len(values), n_types), np.float32) if targets.proportions is None else targets.proportions
     found = nucleus >= 0
+    cut = np.unique(instance[~found])
+    found &= ~np.isin(instance, cut)
     kept, position = np.unique(instance[found], return_inverse=True)
     member = np.full(n, -1, dtype=np.int64)
     member[nucleus[found]] = position

@@ -13,7 +13,7 @@ from ghistpy.data.slide import Slide
 from ghistpy.data.windows import LOCAL_FEATURES, WindowInput, collate, load_window
 from ghistpy.geometry import TilePlan, model_scale, plan_tiles
 from ghistpy.imaging.surround import reach_px
-from ghistpy.nn.cellnet import CellNet
+from ghistpy.nn.cellnet import CellNet, fused
 from ghistpy.nn.config import GHISTConfig
 
 
@@ -92,7 +92,7 @@ def extract(
 
     The result does not depend on tile size, batch size, order or ``workers`` (float32 rounding apart).
     """
-    network = network.to(device).eval()
+    network = fused(network).to(device)
     plan = plan_slide(slide, config)
     n = len(slide.nuclei)
     out = Extracted(

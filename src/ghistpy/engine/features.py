@@ -35,6 +35,13 @@ def head_features(slide: Slide, extracted: Extracted, config: GHISTConfig) -> np
     return np.concatenate([own, around], axis=1)
 
 
+def embedding_columns(config: GHISTConfig, n_types: int, n_local: int) -> np.ndarray:
+    """(V,) bool: columns of :func:`head_features` that come from the network's embedding."""
+    own = np.repeat([True, False], [config.embedding, n_local])
+    around = np.concatenate([[False], own, np.zeros(n_types, dtype=bool)])
+    return np.concatenate([own, *[around] * len(config.context_um)])
+
+
 def composition(slide: Slide, proba: np.ndarray, config: GHISTConfig) -> np.ndarray:
     """(n, C) mean of ``proba`` in the narrowest neighbourhood of each nucleus; without any, its own."""
     if not config.context_um:

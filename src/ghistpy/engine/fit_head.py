@@ -15,7 +15,7 @@ from ghistpy.data.slide import Slide
 from ghistpy.data.targets import Instances
 from ghistpy.data.windows import LOCAL_FEATURES
 from ghistpy.engine.extract import Extracted
-from ghistpy.engine.features import composition, head_features, n_features, softmax
+from ghistpy.engine.features import composition, embedding_columns, head_features, n_features, softmax
 from ghistpy.nn.config import GHISTConfig
 from ghistpy.nn.head import ContextHead
 from ghistpy.stats.ridge import Ridge, fit_ridge, reduced_rank
@@ -31,6 +31,7 @@ _FACTORS_SPOTS = ((3.0, 1.0, 30.0),)
 _RANKS = (4, 8, 16, 32, 64)
 _TYPE_PENALTIES = (1e-4, 1e-3, 1e-2)
 _TYPE_PENALTY_SPOTS = 1e-3
+_OFF = 1e9  # scale of a feature that is left out
 _PRIOR_WEIGHTS = np.linspace(0.0, 1.5, 16)
 
 
@@ -79,6 +80,8 @@ def fit_head(
     )
     fit = _Fit(slides, config, head, spots=spots)
     fit.standardise()
+    if spots:
+        fit.choose_features()
     fit.types()
     held_out = fit.expression()
     if spots:
@@ -103,6 +106,34 @@ class _Fit:
         rows = np.concatenate([f[s.instances.member >= 0] for f, s in zip(self.features, self.slides, strict=True)])
         _set(self.head.center, rows.mean(axis=0))
         _set(self.head.scale, np.maximum(rows.std(axis=0), 1e-6))
+
+    def choose_features(self) -> None:
+        """Leave the embedding out when the held spots are predicted better without it.
+
+        A network that saw a few hundred spots may have learned little that carries over to another
+        slide, and every empty column blurs the kernel.
+        """
+        held = self._held()
+        if held is None:
+            return
+        names = embedding_columns(self.config, self.known.shape[1], len(LOCAL_FEATURES))
+        full = self.head.scale.numpy().copy()
+        cost = []
+        for scale in (full, np.where(names, _OFF, full)):
+            _set(self.head.scale, scale)
+            mean = []
+            for i, a in enumerate(self.average):
+                rows = np.unique(a.indices)
+                mean.append(a[:, rows] @ self.basis(i, rows))
+            target = self.values / self.unit
+            alphas = _ALPHAS * len(target)
+            cost.append(fit_ridge(np.concatenate(mean), target, alphas=alphas, held=held, mask=self.mask).score)
+        _set(self.head.scale, full if cost[0] < cost[1] else np.where(names, _OFF, full))
+        logger.info("head: squared error of held spots with the embedding %.5g, without %.5g", *cost)
+
+    def _held(self) -> np.ndarray | None:
+        """Validation instances, or None when there are too few to choose by."""
+        return self.held if self.held.sum() >= 5 and (~self.held).sum() >= 5 else None
 
     def basis(self, index: int, rows: np.ndarray | None = None) -> np.ndarray:
         """Basis of the nuclei of a slide, (n, V + D)."""
@@ -183,7 +214,7 @@ class _Fit:
 
     def expression(self) -> HeldOut | None:
         """Profiles and residual on all instances, with the penalties that predict the held ones best."""
-        held = self.held if self.held.sum() >= 5 and (~self.held).sum() >= 5 else None
+        held = self._held()
         everything = np.ones(len(self.values), dtype=bool)
         # the penalties are chosen with profiles that the held instances had no part in
         profile = self._profile(everything if held is None else ~held)

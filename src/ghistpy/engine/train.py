@@ -84,6 +84,11 @@ def train_network(
     if options.max_epochs == 0:
         return Trained(network.eval(), [])
     raw = [(s, instances_of(s, n_types)) for s in map(prepare, train)]
+    if not any(len(instances) for _, instances in raw):
+        raise ValueError(
+            f"none of the measured instances of {[s.name for s, _ in raw]} has a nucleus outside of what is held "
+            "out, so there is nothing to train on; check that table and labels belong together, and the fold"
+        )
     center, scale = _gene_moments([i for _, i in raw], n_genes)
     labelled = [_standardised(s, i, center, scale) for s, i in raw]
     held = [_standardised(s, instances_of(s, n_types), center, scale) for s in map(prepare, validation)]

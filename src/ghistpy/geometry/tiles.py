@@ -121,6 +121,10 @@ def plan_tiles(nuclei: Nuclei, *, scale: float = 1.0, core: int = 512, halo: int
     large = (need[:, :2] < windows[:, :2]).any(1) | (need[:, 2:] > windows[:, 2:]).any(1)
     windows[large] = _own_windows(need[large], align, step=core)
 
+    # No nucleus looks beyond these borders of all nuclei together, so no window has to.
+    windows[:, :2] = np.maximum(windows[:, :2], need[:, :2].min(axis=0) // align * align)
+    windows[:, 2:] = np.minimum(windows[:, 2:], -(-need[:, 2:].max(axis=0) // align) * align)
+
     # Tiles in raster order; nuclei in id order within a tile.
     unique, tile = np.unique(windows, axis=0, return_inverse=True)
     order = np.lexsort((nuclei.ids, tile.ravel()))

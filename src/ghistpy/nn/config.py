@@ -82,7 +82,7 @@ class GHISTConfig:
 
     architecture: str = "default"
     mpp: float = 0.5
-    widths: tuple[int, ...] = (24, 48, 96)
+    widths: tuple[int, ...] = (16, 32, 64)
     embedding: int = 48
     # default network
     stride: int = 4
@@ -90,7 +90,7 @@ class GHISTConfig:
     context_um: tuple[float, ...] = (20.0, 60.0)
     random_features: int = 512
     kernel_gamma: float = 0.1
-    tile_px: int = 512
+    tile_px: int = 1024
     # published network
     patch_px: int = 256
     overlap_px: int = 30

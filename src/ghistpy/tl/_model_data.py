@@ -21,14 +21,16 @@ SET_SIZES = (20, 50, 100)
 _NEIGHBOURS = 6
 
 
-def extract_all(data: TrainingSet, network: Any, config: GHISTConfig, *, progress: bool) -> list[FitSlide]:
+def extract_all(
+    data: TrainingSet, network: Any, config: GHISTConfig, *, accelerator: str, progress: bool
+) -> list[FitSlide]:
     """Features of every nucleus of the slides that the head is fitted on."""
     import torch
 
     from ghistpy.data.windows import prepare
     from ghistpy.engine.extract import extract
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
     out = []
     for slide in map(prepare, data.fit):
         out.append(_fit_slide(data, slide, extract(network, slide, config, device=device, progress=progress)))
@@ -57,7 +59,9 @@ def _fit_slide(data: TrainingSet, slide: Any, extracted: Any) -> FitSlide:
     number = len(data.held[slide.name])
     lost = number - len(instances)
     if lost:
-        logger.warning("%s: %d of %d measured instances have no nucleus: not learned from", slide.name, lost, number)
+        logger.warning(
+            "%s: %d of %d measured instances have no nucleus, or not all: not learned from", slide.name, lost, number
+        )
     total = None if data.spot_diameter_um is None else slide.targets.total[instances.kept]
     return FitSlide(slide, extracted, instances, data.held[slide.name][instances.kept], total)
 

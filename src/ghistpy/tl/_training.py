@@ -71,7 +71,13 @@ def gather(
     genes: Sequence[str] | None,
     proportions_key: str | None,
 ) -> TrainingSet:
-    """Open the slides of the fold's training and validation parts and match tables to nuclei."""
+    """Open the slides of the fold's training and validation parts and match tables to nuclei.
+
+    Raises
+    ------
+    ValueError
+        What :func:`ghistpy.tl.fit` lists: each names sample, table and remedy.
+    """
     from ghistpy.io import get_element
 
     names = [n for n in slides if n in fold.train or n in fold.val]
@@ -86,11 +92,16 @@ def gather(
         base = _open(slides[name], name, image_key, labels_key)
         where = f"table_key={table_key!r} of sample {name!r}"
         ids, targets = (
-            _cells(tables[name], where, panel, types, labels_key, cell_type_key)
+            _cells(base, tables[name], where, panel, types, labels_key, cell_type_key)
             if supervision == "cells"
             else _spots(slides[name], base, tables[name], where, panel, types, proportions_key)
         )
         _add(out, fold, base, ids, targets)
+    if not out.train:
+        raise ValueError(
+            f"fold: none of its training ids is in table_key={table_key!r} of {names}; "
+            "make it with tl.split on these slides and this table"
+        )
     return out
 
 
@@ -110,6 +121,13 @@ def _open(sdata: SpatialData, name: str, image_key: str, labels_key: str) -> Sli
 
 
 def _panel(tables: Mapping[str, AnnData], genes: Sequence[str] | None, table_key: str) -> list[str]:
+    for name, table in tables.items():
+        if not table.var_names.is_unique:
+            repeated = table.var_names[table.var_names.duplicated()].unique()[:5].tolist()
+            raise ValueError(
+                f"table_key={table_key!r} of sample {name!r}: gene names repeat: {repeated}; "
+                "call adata.var_names_make_unique()"
+            )
     found = list(dict.fromkeys(g for t in tables.values() for g in t.var_names.astype(str)))
     if genes is None:
         return found
@@ -177,29 +195,46 @@ def _columns(table: AnnData, X: sparse.csr_array, panel: list[str]) -> tuple[np.
     return out, at >= 0
 
 
-def _instance_key(table: AnnData, where: str, region: str | None) -> str:
-    from ghistpy.io.tables import linked_to
+def _linked_rows(table: AnnData, where: str, region: str | None) -> tuple[AnnData, np.ndarray, str]:
+    """The rows that annotate ``region`` (None: the only one there is), their ids, and the region."""
+    from ghistpy.io.tables import check_ids, linked_to
 
     link = linked_to(table)
-    if link is None or (region is not None and region not in link[0]):
-        annotates = None if link is None else link[0]
+    regions = [] if link is None else link[0]
+    if not regions or (region is not None and region not in regions):
         raise ValueError(
-            f"{where} annotates {annotates}, not labels {region!r}; name the labels it belongs to (labels_key=)"
+            f"{where} annotates {regions or None}, not {'spots' if region is None else f'labels {region!r}'}; "
+            "name the element it belongs to, or the table that belongs to it"
         )
-    return link[2]
+    if region is None and len(regions) > 1:
+        raise ValueError(f"{where} annotates {regions}; training on spots needs a table of one shapes element")
+    region = region or regions[0]
+    if len(regions) > 1:
+        table = table[(table.obs[link[1]] == region).to_numpy()]
+    return table, check_ids(table.obs[link[2]].to_numpy(), f"obs[{link[2]!r}] of {where}"), region
 
 
 def _cells(
-    table: AnnData, where: str, panel: list[str], types: list[str], labels_key: str, cell_type_key: str
+    base: Slide,
+    table: AnnData,
+    where: str,
+    panel: list[str],
+    types: list[str],
+    labels_key: str,
+    cell_type_key: str,
 ) -> tuple[np.ndarray, Any]:
     from ghistpy.data.slide import CellTargets
 
-    key = _instance_key(table, where, labels_key)
-    ids = table.obs[key].to_numpy()
+    table, ids, _ = _linked_rows(table, where, labels_key)
+    if ids.dtype == object or not (base.nuclei.index_of(ids) >= 0).any():
+        raise ValueError(
+            f"{where}: none of its {len(ids)} ids ({ids[:3].tolist()}…) is in labels_key={labels_key!r} "
+            f"({base.nuclei.ids[:3].tolist()}…); the ids of a cell are the values of the labels"
+        )
     counts, mask = _columns(table, raw_counts(table, where), panel)
     code = {name: i for i, name in enumerate(types)}
     cell_type = table.obs[cell_type_key].astype(object).map(lambda t: code.get(str(t), -1)).to_numpy(dtype=np.int64)
-    return ids, CellTargets(ids.astype(np.int64), counts, mask, cell_type)
+    return ids, CellTargets(ids, counts, mask, cell_type)
 
 
 def _spots(
@@ -214,17 +249,20 @@ def _spots(
     from ghistpy.data.slide import SpotTargets
     from ghistpy.tl.aggregate import _circles_um, _membership
 
-    key = _instance_key(table, where, None)
+    table, ids, region = _linked_rows(table, where, None)
     X = raw_counts(table, where)
     counts, mask = _columns(table, X, panel)
-    ids = table.obs[key].to_numpy()
-    region = str(table.obs[_keys.REGION].iloc[0]) if len(ids) else _keys.SPOTS
     circles = _circles_um(sdata, region)
     position = {spot: i for i, spot in enumerate(ids.tolist())}
     member, _ = _membership(base.nuclei.centroid_px[:, ::-1] * base.mpp, circles)
     spot, nucleus = member.tocoo().coords
     row = np.array([position.get(s, -1) for s in circles.ids.tolist()])[spot]
     kept = row >= 0
+    if not kept.any():
+        raise ValueError(
+            f"{where}: no nucleus lies in any of its {len(ids)} spots ({region!r}); "
+            "check that shapes and labels have the same µm (coordinate system 'microns')"
+        )
     total = table.obs[_keys.TOTAL].to_numpy() if _keys.TOTAL in table.obs else np.asarray(X.sum(axis=1)).ravel()
     proportions = None
     if proportions_key is not None:

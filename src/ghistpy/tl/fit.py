@@ -118,6 +118,8 @@ def fit(
         raise ValueError(f"supervision={supervision!r}: expected 'cells' or 'spots'")
     if isinstance(max_epochs, bool) or not isinstance(max_epochs, int) or max_epochs < 0:
         raise ValueError(f"max_epochs={max_epochs!r}: expected 0 or a positive number of epochs")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed={seed!r}: expected 0 or a positive whole number")
     config = config or GHISTConfig()
     slides = named_slides(sdatas)
     fold = fold or validation_fold(slides, table_key, whole_slide=supervision == "spots")
@@ -165,7 +167,9 @@ def _fit_default(data: TrainingSet, config: GHISTConfig, trainer: Mapping[str, A
         spot_diameter_um=data.spot_diameter_um,
         options=options,
     )
-    fitted = _model_data.extract_all(data, trained.network, config, progress=options.progress)
+    fitted = _model_data.extract_all(
+        data, trained.network, config, accelerator=options.accelerator, progress=options.progress
+    )
     head, held_out = _model_data.fit_head(data, fitted, config, seed=options.seed)
     return GHIST(
         network=trained.network,

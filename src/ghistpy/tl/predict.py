@@ -97,7 +97,9 @@ def predict_expression(
     ------
     ValueError
         µm/px unknown, image and labels of different size, float labels, an image that is normalised
-        already, an unknown ``precision``.
+        already, an unknown ``precision``, a ``batch_size`` or number of ``workers`` that makes no sense.
+    TypeError
+        ``model`` is neither a model nor a path.
     OSError
         The store cannot be written (it is then unchanged), or a tile cannot be read (it is named).
 
@@ -121,10 +123,9 @@ def predict_expression(
 
     if isinstance(model, (str, Path)):
         model = GHIST.load(model)
-    if refine < 0 or not np.isfinite(refine):
-        raise ValueError(f"refine={refine}: expected 0 or more")
-    if precision not in _PRECISIONS:
-        raise ValueError(f"precision={precision!r}: expected one of {_PRECISIONS}")
+    if not isinstance(model, GHIST):
+        raise TypeError(f"model: expected a GHIST or the folder of one, got {type(model).__name__}")
+    _check_options(refine, precision, batch_size, workers)
     if scratch_dir is not None:
         logger.info("scratch_dir=%s is not used: this version does not resume a prediction", scratch_dir)
     ensure_can_save(sdata, key_added)
@@ -142,6 +143,16 @@ def predict_expression(
     parameters = {"refine": refine, "precision": precision, "device": str(_device(device))}
     table = _table(prediction, slide, model, labels_key, image_key, parameters)
     write_table(sdata, key_added, table)
+
+
+def _check_options(refine: float, precision: str, batch_size: int | None, workers: int) -> None:
+    if refine < 0 or not np.isfinite(refine):
+        raise ValueError(f"refine={refine}: expected 0 or more")
+    if precision not in _PRECISIONS:
+        raise ValueError(f"precision={precision!r}: expected one of {_PRECISIONS}")
+    for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            raise ValueError(f"{name}={value!r}: expected a whole number of {least} or more")
 
 
 def _device(device: str | None) -> str:
