@@ -51,9 +51,10 @@ def raw_counts(table: AnnData, where: str) -> sparse.csr_array:
         raise ValueError(f"{where}: X holds {bad} NaN or infinite values; remove those cells or genes first")
     if len(X.data) and X.data.min() < 0:
         raise ValueError(f"{where}: X holds {int((X.data < 0).sum())} negative values; training needs raw counts")
-    if len(X.data) and np.any(X.data[:100_000] % 1):
+    fractions = X.data[X.data % 1 > 0]
+    if len(fractions):
         raise ValueError(
-            f"{where}: X holds fractions (e.g. {X.data[X.data % 1 > 0][0]:.4g}), so it looks normalised or "
+            f"{where}: X holds fractions (e.g. {fractions[0]:.4g}), so it looks normalised or "
             "log-transformed; training needs raw counts, e.g. adata.X = adata.layers['counts']"
         )
     return X
@@ -84,6 +85,8 @@ def gather(
     missing = sorted((set(fold.train) | set(fold.val)) - set(slides))
     if missing:
         raise ValueError(f"fold names samples {missing} that are not among sdatas {list(slides)}")
+    if not any(len(region.ids) for region in fold.train.values()):
+        raise ValueError("fold: it has no training ids; make it with tl.split")
     tables = {n: get_element(slides[n], "tables", table_key, "table_key") for n in names}
     panel = _panel(tables, genes, table_key)
     types = _types(tables, supervision, cell_type_key, proportions_key)
@@ -131,7 +134,9 @@ def _panel(tables: Mapping[str, AnnData], genes: Sequence[str] | None, table_key
     found = list(dict.fromkeys(g for t in tables.values() for g in t.var_names.astype(str)))
     if genes is None:
         return found
-    wanted = list(dict.fromkeys(str(g) for g in genes))
+    wanted = list(dict.fromkeys([genes] if isinstance(genes, str) else [str(g) for g in genes]))
+    if not wanted:
+        raise ValueError(f"genes: expected at least one of {found[:5]}…, or None for all")
     absent = sorted(set(wanted) - set(found))
     if len(absent) == len(wanted):
         raise ValueError(f"genes: none of {wanted[:5]}… is in table_key={table_key!r}, which has {found[:5]}…")
