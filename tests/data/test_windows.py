@@ -72,9 +72,20 @@ def test_what_cannot_be_read_is_named(slide_maker, name):
             raise KeyError("c/0/0")
 
     slide = slide_maker()
-    broken = dataclasses.replace(slide, **{name: Broken(getattr(slide, name)._array)})
-    with pytest.raises(OSError, match=r"slide 's': tile Window\(y0=32, x0=0, .* \(slide px\) cannot be read: 'c/0/0'"):
-        load_window(broken, Window(32, 0, 96, 64), np.array([0]), **OPTIONS)
+    broken = prepare(dataclasses.replace(slide, **{name: Broken(getattr(slide, name)._array)}))
+    message = rf"^slide 's': {name}: Window\(y0=32, x0=0, .*\) \(px\) cannot be read: 'c/0/0'"
+    with pytest.raises(OSError, match=message):
+        load_window(prepare(broken), Window(32, 0, 96, 64), np.array([0]), **OPTIONS)
+
+
+def test_a_lack_of_memory_is_not_a_fault_of_the_file(slide_maker):
+    class Large(MemorySource):
+        def read(self, window):
+            raise MemoryError
+
+    slide = slide_maker()
+    with pytest.raises(MemoryError):
+        prepare(dataclasses.replace(slide, image=Large(slide.image._array), stain=None))
 
 
 def test_stain_is_measured_without_what_is_held_out(slide_maker):

@@ -104,6 +104,17 @@ def test_refuses(labels, message):
         find_nuclei(MemorySource(labels))
 
 
+def test_a_block_that_cannot_be_read_is_named():
+    class Broken(Chunked):
+        def read(self, window):
+            if window.y0 == 8:
+                raise RuntimeError("bad chunk")
+            return super().read(window)
+
+    with pytest.raises(OSError, match=r"labels: Window\(y0=8, x0=0, .* cannot be read: bad chunk"):
+        find_nuclei(Broken(np.ones((20, 20), int), (8, 8)), block=8)
+
+
 @pytest.mark.parametrize("dtype", [np.int64, np.uint64])
 def test_index_of_tells_large_ids_apart(dtype):
     labels = np.array([[LARGEST, LARGEST - 2], [2**53, 5]])

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 
 from ghistpy.data.slide import Slide
-from ghistpy.geometry import Coverage, MaskedSource, Nuclei, Window, cover, read_image, read_labels
+from ghistpy.geometry import Coverage, MaskedSource, NamedSource, Nuclei, Window, cover, read_image, read_labels
 from ghistpy.geometry.nuclei import as_int64
-from ghistpy.geometry.tiles import slide_window
 from ghistpy.imaging.morphology import FEATURES, nucleus_features
 from ghistpy.imaging.stain import sample_pixels, to_od, white_balance
 from ghistpy.imaging.surround import SURROUND, surround_features
@@ -31,21 +30,33 @@ class WindowInput:
 
 
 def prepare(slide: Slide) -> Slide:
-    """Blank what is held out, drop its nuclei, and measure the slide's stain if that was not done."""
-    image, labels, nuclei = slide.image, slide.labels, slide.nuclei
-    if len(slide.excluded_um):
-        # Outwards to whole pixels: a pixel that is held out in part is held out.
-        boxes = np.clip(slide.excluded_um / slide.mpp, 0, np.tile(slide.labels.shape, 2))
-        boxes = np.concatenate([np.floor(boxes[:, :2]), np.ceil(boxes[:, 2:])], axis=1)
-        # A side may be infinite; as an integer it would turn negative, and nothing be blanked.
-        boxes = np.clip(boxes, 0, np.tile(slide.labels.shape, 2)).astype(np.int64)
-        image, labels = MaskedSource(image, boxes, 255), MaskedSource(labels, boxes, 0)
-        nuclei = nuclei.take(~_touches(nuclei, boxes))
-        stain = slide.stain or white_balance(sample_pixels(slide.image, excluded=boxes))
-        return replace(slide, image=image, labels=labels, nuclei=nuclei, stain=stain, excluded_um=np.zeros((0, 4)))
-    if slide.stain is None:
-        return replace(slide, stain=white_balance(sample_pixels(image)))
-    return slide
+    """Blank what is held out, drop its nuclei, and measure the slide's stain if that was not done.
+
+    What cannot be read from then on is named (:class:`~ghistpy.geometry.NamedSource`).
+    """
+    image = NamedSource(slide.image, f"slide {slide.name!r}: image")
+    labels = NamedSource(slide.labels, f"slide {slide.name!r}: labels")
+    boxes = _held_out_px(slide)
+    stain = slide.stain or white_balance(sample_pixels(image, excluded=boxes))
+    if len(boxes) == 0:
+        return replace(slide, image=image, labels=labels, stain=stain)
+    return replace(
+        slide,
+        image=MaskedSource(image, boxes, 255),
+        labels=MaskedSource(labels, boxes, 0),
+        nuclei=slide.nuclei.take(~_touches(slide.nuclei, boxes)),
+        stain=stain,
+        excluded_um=np.zeros((0, 4)),
+    )
+
+
+def _held_out_px(slide: Slide) -> np.ndarray:
+    """(k, 4) int64 rows (y0, x0, y1, x1): the held-out rectangles in px, inside the slide."""
+    size = np.tile(slide.labels.shape, 2)
+    # A side may be infinite; as an integer it would turn negative, and nothing be blanked.
+    boxes = np.clip(np.asarray(slide.excluded_um).reshape(-1, 4) / slide.mpp, 0, size)
+    # Outwards to whole pixels: a pixel that is held out in part is held out.
+    return np.concatenate([np.floor(boxes[:, :2]), np.ceil(boxes[:, 2:])], axis=1).astype(np.int64)
 
 
 def _touches(nuclei: Nuclei, boxes: np.ndarray) -> np.ndarray:
@@ -54,21 +65,6 @@ def _touches(nuclei: Nuclei, boxes: np.ndarray) -> np.ndarray:
         b = nuclei.bbox
         out |= (b[:, 0] < y1) & (b[:, 2] > y0) & (b[:, 1] < x1) & (b[:, 3] > x0)
     return out
-
-
-def _read(slide: Slide, window: Window, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (3, h, w) uint8 and labels (h, w) int64 of a window."""
-    try:
-        pixels, labels = read_image(slide.image, window, scale), read_labels(slide.labels, window, scale)
-    except MemoryError:
-        raise
-    except Exception as error:  # a damaged chunk raises what its codec, or the library around it, happens to raise
-        raise OSError(
-            f"slide {slide.name!r}: tile {slide_window(window, scale)} (slide px) cannot be read: {error}"
-        ) from error
-    if pixels.dtype != np.uint8:
-        pixels = np.rint(pixels).astype(np.uint8)
-    return pixels, as_int64(labels)
 
 
 def load_window(
@@ -100,10 +96,13 @@ def load_window(
 
     Raises
     ------
-    OSError
-        The image or the labels cannot be read there; the window is named in slide px.
+    UnreadableError
+        The image or the labels of a prepared slide cannot be read there; both are named, in slide px.
     """
-    pixels, raw = _read(slide, window, scale)
+    pixels = read_image(slide.image, window, scale)
+    if pixels.dtype != np.uint8:
+        pixels = np.rint(pixels).astype(np.uint8)
+    raw = as_int64(read_labels(slide.labels, window, scale))
     od = to_od(pixels, slide.stain)
     anything = raw > 0
     # Local ids 1..k in the order of ``rows``; the nuclei of other tiles are background to the measurements.

@@ -4,7 +4,15 @@ from ghistpy.geometry.context import neighborhood_features, neighborhood_mean
 from ghistpy.geometry.coverage import Coverage, cover
 from ghistpy.geometry.nuclei import Nuclei, find_nuclei
 from ghistpy.geometry.resample import read_image, read_labels
-from ghistpy.geometry.source import ArraySource, MaskedSource, MemorySource, Window, read_padded
+from ghistpy.geometry.source import (
+    ArraySource,
+    MaskedSource,
+    MemorySource,
+    NamedSource,
+    UnreadableError,
+    Window,
+    read_padded,
+)
 from ghistpy.geometry.tiles import TilePlan, model_scale, plan_tiles
 
 __all__ = [
@@ -12,8 +20,10 @@ __all__ = [
     "Coverage",
     "MaskedSource",
     "MemorySource",
+    "NamedSource",
     "Nuclei",
     "TilePlan",
+    "UnreadableError",
     "Window",
     "cover",
     "find_nuclei",

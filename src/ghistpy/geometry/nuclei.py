@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ghistpy.geometry.source import ArraySource, Window
+from ghistpy.geometry.source import ArraySource, NamedSource, Window
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,8 @@ def find_nuclei(labels: ArraySource, *, block: int = 1024) -> Nuclei:
     ------
     ValueError
         ``labels`` are not (y, x) integers, or hold an id below 0 or above 2**63 - 1.
+    UnreadableError
+        A block cannot be read; it is named.
 
     Examples
     --------
@@ -114,6 +116,7 @@ def find_nuclei(labels: ArraySource, *, block: int = 1024) -> Nuclei:
         raise ValueError(f"labels: expected shape (y, x), got {labels.shape}")
     height, width = labels.shape
     step = tuple(max(c, (block // c) * c) for c in labels.chunks[-2:])
+    labels = NamedSource(labels, "labels")
     parts = []
     for window in _block_windows(height, width, step):
         part = _scan_block(labels.read(window), window)

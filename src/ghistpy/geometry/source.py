@@ -84,6 +84,36 @@ def read_padded(source: ArraySource, window: Window, fill: int) -> np.ndarray:
     return out
 
 
+class UnreadableError(OSError):
+    """Part of an image or of labels cannot be read; the message names it."""
+
+
+class NamedSource:
+    """A source whose failures say what could not be read, and where.
+
+    A damaged chunk raises whatever its codec, or the library around it, happens to raise.
+    """
+
+    def __init__(self, source: ArraySource, name: str) -> None:
+        self._source, self._name = source, name
+        self.shape, self.dtype, self.chunks = source.shape, source.dtype, source.chunks
+
+    def read(self, window: Window) -> np.ndarray:
+        """Pixels of ``window``.
+
+        Raises
+        ------
+        UnreadableError
+            The source fails, for whatever reason but a lack of memory.
+        """
+        try:
+            return self._source.read(window)
+        except (MemoryError, UnreadableError):
+            raise
+        except Exception as error:
+            raise UnreadableError(f"{self._name}: {window} (px) cannot be read: {error}") from error
+
+
 class MaskedSource:
     """A source in which the pixels of some rectangles read as ``fill``.
 
