@@ -31,6 +31,7 @@ _FACTORS_SPOTS = ((3.0, 1.0, 30.0),)
 _RANKS = (4, 8, 16, 32, 64)
 _TYPE_PENALTIES = (1e-4, 1e-3, 1e-2)
 _TYPE_PENALTY_SPOTS = 1e-3
+_FEW = 20
 _OFF = 1e9  # scale of a feature that is left out
 _PRIOR_WEIGHTS = np.linspace(0.0, 1.5, 16)
 
@@ -96,11 +97,25 @@ class _Fit:
         self.features = [head_features(s.slide, s.extracted, config) for s in slides]
         self.average = [s.instances.average() for s in slides]
         self.values = np.concatenate([s.instances.values for s in slides])
+        if spots:
+            self.values = self._without_slide_offsets()
         self.known = np.concatenate([s.instances.types for s in slides])
         self.held = np.concatenate([s.held for s in slides])
         mask = np.concatenate([np.broadcast_to(s.instances.gene_mask, s.instances.values.shape) for s in slides])
         self.mask = None if mask.all() else mask
         self.proba: list[np.ndarray] = []
+
+    def _without_slide_offsets(self) -> np.ndarray:
+        """Values with every slide's mean per gene moved to the mean of all slides.
+
+        Assays differ between sections by more than the picture can tell; left in, these offsets drown
+        what the held slide says of the penalty.
+        """
+        means = np.stack([s.instances.values.mean(axis=0, dtype=np.float64) for s in self.slides])
+        has = np.stack([s.instances.gene_mask for s in self.slides])
+        overall = (means * has).sum(axis=0) / np.maximum(has.sum(axis=0), 1)
+        shift = np.repeat(np.where(has, overall - means, 0.0), [len(s.instances) for s in self.slides], axis=0)
+        return (self.values + shift).astype(np.float32)
 
     def standardise(self) -> None:
         rows = np.concatenate([f[s.instances.member >= 0] for f, s in zip(self.features, self.slides, strict=True)])
@@ -127,9 +142,12 @@ class _Fit:
                 mean.append(a[:, rows] @ self.basis(i, rows))
             target = self.values / self.unit
             alphas = _ALPHAS * len(target)
-            cost.append(fit_ridge(np.concatenate(mean), target, alphas=alphas, held=held, mask=self.mask).score)
-        _set(self.head.scale, full if cost[0] < cost[1] else np.where(names, _OFF, full))
-        logger.info("head: squared error of held spots with the embedding %.5g, without %.5g", *cost)
+            fit = fit_ridge(
+                np.concatenate(mean), target, alphas=alphas, held=held, criterion="correlation", mask=self.mask
+            )
+            cost.append(1 - fit.score / target.shape[1])
+        _set(self.head.scale, full if cost[0] > cost[1] else np.where(names, _OFF, full))
+        logger.info("head: mean correlation on held spots with the embedding %.3f, without %.3f", *cost)
 
     def _held(self) -> np.ndarray | None:
         """Validation instances, or None when there are too few to choose by."""
@@ -214,30 +232,40 @@ class _Fit:
 
     def expression(self) -> HeldOut | None:
         """Profiles and residual on all instances, with the penalties that predict the held ones best."""
+        if len(self.values) < _FEW:  # means are all that so few can teach
+            _set(self.head.profiles, self._profile(np.ones(len(self.values), dtype=bool)))
+            return None
         held = self._held()
         everything = np.ones(len(self.values), dtype=bool)
         # the penalties are chosen with profiles that the held instances had no part in
         profile = self._profile(everything if held is None else ~held)
-        chosen = self._residual(everything, profile, _ALPHAS, self._factors(), held)
-        alpha, factor = chosen.alpha[:1] / len(everything), (chosen.scale / self._spread()) ** 2
-        held_out, rank = None, None
+        chosen = self._residual(everything, profile, self._factors(), held=held)
+        # per instance, so that fits on parts of them are held back alike
+        alpha, factor = chosen.alpha / len(everything), (chosen.scale / self._spread()) ** 2
+        held_out, rank, slope = None, None, 1.0
         if held is not None:
-            held_out, rank = self._predict_held(profile, alpha, factor, held)
-        logger.info("head: penalty %.3g per instance, rank %s of %d", alpha[0], rank or "full", self.values.shape[1])
+            held_out, rank, slope = self._predict_held(profile, alpha, factor, held)
+        logger.info(
+            "head: median penalty %.3g per instance, rank %s of %d", np.median(alpha), rank or "full", len(alpha)
+        )
         profile = self._profile(everything)
-        ridge = self._residual(everything, profile, alpha, factor, None)
+        ridge = self._residual(everything, profile, factor, alpha=alpha)
         if rank is not None:
             ridge = reduced_rank(ridge, self.mean_design, [rank])[0]
         unit = self.unit
         _set(self.head.profiles, profile)
-        _set(self.head.residual_weight, ridge.weight / ridge.scale[:, None] * unit)
-        _set(self.head.residual_bias, (ridge.intercept - (ridge.center / ridge.scale) @ ridge.weight) * unit)
+        weight = slope * ridge.weight
+        _set(self.head.residual_weight, weight / ridge.scale[:, None] * unit)
+        _set(self.head.residual_bias, (ridge.intercept - (ridge.center / ridge.scale) @ weight) * unit)
         return held_out
 
     @cached_property
     def unit(self) -> np.ndarray:
         """(G,) standard deviation of each gene: the residual is fitted in these units, so every gene counts alike."""
-        return self.values.std(axis=0).astype(np.float64) + 1e-3
+        if self.mask is None:
+            return self.values.std(axis=0).astype(np.float64) + 1e-3
+        measured = np.ma.masked_array(self.values, ~self.mask).astype(np.float64)
+        return np.asarray(measured.std(axis=0).filled(0.0)) + 1e-3
 
     def _spread(self) -> np.ndarray:
         spread = self.mean_design.std(axis=0, dtype=np.float64)
@@ -264,32 +292,53 @@ class _Fit:
         return np.maximum(profile, 0.0)
 
     def _residual(
-        self, rows: np.ndarray, profile: np.ndarray, alphas: np.ndarray, factors: np.ndarray, held: np.ndarray | None
+        self,
+        rows: np.ndarray,
+        profile: np.ndarray,
+        factors: np.ndarray,
+        *,
+        held: np.ndarray | None = None,
+        alpha: np.ndarray | None = None,
     ) -> Ridge:
+        """Ridge on those instances, with a given penalty per instance or a choice.
+
+        Most genes of a spot are noise, and by squared error the penalty would be theirs: spots choose by
+        correlation on the held ones.
+        """
         return fit_ridge(
             self.mean_design[rows],
             (self.values[rows] - self.mean_proba[rows] @ profile) / self.unit,
-            alphas=alphas * rows.sum(),
+            alphas=_ALPHAS * rows.sum(),
             held=held,
             mask=None if self.mask is None else self.mask[rows],
+            criterion="correlation" if self.spots and held is not None else "error",
             penalty=factors,
+            given=None if alpha is None else alpha * rows.sum(),
         )
 
     def _predict_held(
         self, profile: np.ndarray, alpha: np.ndarray, factor: np.ndarray, held: np.ndarray
-    ) -> tuple[HeldOut, int | None]:
-        """What a head without the held instances says of them, and the rank that serves them best."""
-        ridge = self._residual(~held, profile, alpha, factor, None)
+    ) -> tuple[HeldOut, int | None, float]:
+        """What a head without the held instances says of them, the rank that serves them best, and a slope.
+
+        Spots: a penalty chosen by correlation leaves the amplitude too large; the slope corrects it.
+        """
+        ridge = self._residual(~held, profile, factor, alpha=alpha)
         base = self.mean_proba[held] @ profile
         truth = self.values[held].astype(np.float64)
         measured = np.ones_like(truth, dtype=bool) if self.mask is None else self.mask[held]
         ranks: list[int | None] = [None, *(r for r in _RANKS if r < self.values.shape[1])]
         fits = [ridge, *reduced_rank(ridge, self.mean_design[~held], [r for r in ranks if r is not None])]
-        predicted = [np.maximum(base + fit.predict(self.mean_design[held]) * self.unit, 0.0) for fit in fits]
+        residual = [fit.predict(self.mean_design[held]) for fit in fits]
+        slope = 1.0
+        if self.spots:
+            slope = _slope((truth - base) / self.unit, residual[0])
+            residual = [slope * (r - r.mean(axis=0)) + r.mean(axis=0) for r in residual]
+        predicted = [np.maximum(base + r * self.unit, 0.0) for r in residual]
         cost = [np.average(((p - truth) / self.unit) ** 2, weights=measured) for p in predicted]
         best = int(np.argmin(cost))
         type_mean = base if self.spots else profile[self.mean_proba[held].argmax(axis=1)]
-        return HeldOut(truth, predicted[best], type_mean, measured), ranks[best]
+        return HeldOut(truth, predicted[best], type_mean, measured), ranks[best], slope
 
     # ---- spots only
 
@@ -310,20 +359,25 @@ class _Fit:
 
     def offset(self) -> None:
         """Shift per gene that makes the log of the summed nuclei right on average."""
-        difference = []
-        for i, (s, a) in enumerate(zip(self.slides, self.average, strict=True)):
+        summed = []
+        for i, a in enumerate(self.average):
             rows = np.unique(a.indices)
             proba, a = self.proba[i][rows], a[:, rows]
             x = self.head.expression(torch.from_numpy(self.basis(i, rows)), torch.from_numpy(proba)).numpy()
             total = proba @ self.head.type_total.numpy()
-            summed = (a @ (np.expm1(x) * total[:, None])) / (a @ total)[:, None]
-            difference.append(s.instances.values - np.log1p(summed))
-        shift = np.average(np.concatenate(difference), axis=0, weights=self.mask)
+            summed.append((a @ (np.expm1(x) * total[:, None])) / (a @ total)[:, None])
+        shift = np.average(self.values - np.log1p(np.concatenate(summed)), axis=0, weights=self.mask)
         self.head.residual_bias += torch.from_numpy(shift.astype(np.float32))
 
 
 def _set(buffer: torch.Tensor, value: np.ndarray | float) -> None:
     buffer.copy_(torch.as_tensor(np.asarray(value, dtype=np.float32)))
+
+
+def _slope(truth: np.ndarray, predicted: np.ndarray) -> float:
+    """Least-squares factor on the deviations of ``predicted``, between 0.1 and 1."""
+    t, p = truth - truth.mean(axis=0), predicted - predicted.mean(axis=0)
+    return float(np.clip((t * p).sum() / max((p * p).sum(), 1e-12), 0.1, 1.0))
 
 
 def _cross_entropy(proba: np.ndarray, target: np.ndarray) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -195,6 +195,20 @@ def _grouped(parts: list[_Moments], alphas: np.ndarray, scored: list[_Moments] |
     return out
 
 
+def _uncorrelated(train: _Moments, held: _Moments, alphas: np.ndarray) -> np.ndarray:
+    """1 - Pearson correlation on the held rows (A, G) of what is fitted on the others."""
+    xx, xy, _ = train.centred()
+    values, vectors, rotated = _eigen(xx, xy)
+    held_xx, held_xy, held_yy = held.centred()
+    out = np.ones((len(alphas), len(held_yy)))
+    for i, alpha in enumerate(alphas):
+        b = vectors @ (_shrink(values, alpha)[:, None] * rotated)
+        power = (b * (held_xx @ b)).sum(0) * held_yy
+        # a constant prediction or target has no correlation: as bad as none
+        out[i] -= np.divide((b * held_xy).sum(0), np.sqrt(power), out=np.zeros_like(power), where=power > 1e-12)
+    return out
+
+
 def _folds(groups: np.ndarray | None, n: int) -> np.ndarray:
     """Fold of every row, -1 without groups; more than ten groups are dealt into ten folds."""
     if groups is None:
@@ -253,8 +267,10 @@ def fit_ridge(
     held: np.ndarray | None = None,
     weights: np.ndarray | None = None,
     mask: np.ndarray | None = None,
+    criterion: str = "error",
     per_target: bool = False,
     penalty: np.ndarray | None = None,
+    given: np.ndarray | None = None,
 ) -> Ridge:
     r"""Fit a ridge regression of many targets on standardised features and choose its penalty.
 
@@ -280,11 +296,16 @@ def fit_ridge(
     mask
         (n, G) bool, False where a target was not measured (another panel). Targets with the same
         rows share one eigendecomposition.
+    criterion
+        What is judged on ``held`` rows: ``"error"``, or ``"correlation"``, in which neither an offset of
+        those rows nor the many targets without any signal have a say.
     per_target
         Choose a penalty for every target instead of one for all.
     penalty
         Factors above 0 on the penalty of each feature, (F,), or (P, F) patterns to choose from;
         default 1. ``scale`` then holds their square roots too.
+    given
+        (G,) penalty of each target instead of a choice from ``alphas`` (one ``penalty`` pattern only).
 
     Returns
     -------
@@ -313,7 +334,13 @@ def fit_ridge(
     """
     X = np.asarray(X)
     Y = Y.tocsr() if sparse.issparse(Y) else np.asarray(Y)
+    if given is not None:
+        if np.shape(given) != (Y.shape[1],) or not np.isfinite(given).all() or np.min(given) < 0:
+            raise ValueError(f"given: expected ({Y.shape[1]},) finite penalties of 0 and above, got {np.shape(given)}")
+        alphas = np.asarray(given)[:1]
     penalties, w = _check(X, Y, alphas, weights)
+    if criterion not in ("error", "correlation") or (criterion == "correlation" and held is None and given is None):
+        raise ValueError(f"criterion={criterion!r}: expected 'error', or 'correlation' together with held=")
     if held is not None:
         if groups is not None:
             raise ValueError("held, groups: give one of them")
@@ -328,8 +355,8 @@ def fit_ridge(
                 raise ValueError(
                     f"groups: {len(columns)} targets are observed in one group only; pass groups=None for GCV"
                 )
-    pattern, pick, score = _choose(data, penalties, roots, Y.shape[1], groups is None, held is not None, per_target)
-    alpha = penalties[pick]
+    pattern, pick, score = _choose(data, penalties, roots, Y.shape[1], _scoring(groups, held, criterion), per_target)
+    alpha = penalties[pick] if given is None else np.asarray(given, dtype=np.float64)
     weight, intercept = np.empty((X.shape[1], Y.shape[1])), np.empty(Y.shape[1])
     for columns, parts, shift in data:
         weight[:, columns], b0 = _solve(_sum(parts).rescaled(roots[pattern]), alpha[columns])
@@ -370,13 +397,25 @@ def _targets_by_rows(
         yield columns, parts, shift
 
 
+def _scoring(
+    groups: np.ndarray | None, held: np.ndarray | None, criterion: str
+) -> Callable[[list[_Moments], np.ndarray], np.ndarray]:
+    """What a penalty costs, given the moments of the folds."""
+    if groups is None:
+        return lambda parts, alphas: _gcv(parts[0], alphas)
+    if held is None:
+        return _grouped
+    if criterion == "error":
+        return lambda parts, alphas: _grouped(parts, alphas, parts[1:])
+    return lambda parts, alphas: _uncorrelated(parts[0], parts[1], alphas)
+
+
 def _choose(
     data: list[_Block],
     penalties: np.ndarray,
     roots: np.ndarray,
     n_targets: int,
-    gcv: bool,
-    last_only: bool,
+    scoring: Callable[[list[_Moments], np.ndarray], np.ndarray],
     per_target: bool,
 ) -> tuple[int, np.ndarray, float]:
     """Pattern, penalty of each target, and what they cost."""
@@ -386,11 +425,7 @@ def _choose(
     for pattern, root in enumerate(roots):
         scores = np.zeros((len(penalties), n_targets))
         for columns, parts, _ in data:
-            scaled = [part.rescaled(root) for part in parts]
-            if gcv:
-                scores[:, columns] = _gcv(scaled[0], penalties)
-            else:
-                scores[:, columns] = _grouped(scaled, penalties, scaled[1:] if last_only else None)
+            scores[:, columns] = scoring([part.rescaled(root) for part in parts], penalties)
         pick = scores.argmin(0) if per_target else np.full(n_targets, scores.sum(1).argmin())
         score = float(scores[pick, np.arange(n_targets)].sum())
         if best is None or score < best[2]:
