@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ghistpy.geometry import cover
-from ghistpy.nn.cellnet import CellNet
+from ghistpy.nn.cellnet import CellNet, fused
 from ghistpy.nn.config import GHISTConfig
 
 SMALL = GHISTConfig(widths=(3, 4, 5), embedding=6, decoder=4, random_features=8)
@@ -150,3 +150,15 @@ def test_a_window_without_nuclei():
     )
     out = network(torch.zeros(1, 3, 64, 64), empty, torch.zeros(0, LOCAL))
     assert (out.embedding.shape, out.type_logits.shape, out.expression.shape) == ((0, 6), (0, 4), (0, 5))
+
+
+def test_fused_is_the_same_function():
+    """For inference the batch norms are part of the convolutions; the network itself is left as it was."""
+    network = network_of(SMALL)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    od = torch.from_numpy(np.random.default_rng(0).random((2, 3, 64, 64), dtype=np.float32))
+    twin = fused(network)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in twin.modules())
+    with torch.no_grad():
+        np.testing.assert_allclose(twin.feature_map(od), network.feature_map(od), rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())

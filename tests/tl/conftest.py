@@ -123,3 +123,89 @@ def spots():
 def slide_maker():
     """The function behind :func:`cells` and :func:`spots`."""
     return make_slide
+
+
+@pytest.fixture(scope="session")
+def quick_fit():
+    """``tl.fit`` with a small network, one epoch, on the CPU; ``mpp`` of the network."""
+    import ghistpy as gp
+    from ghistpy.models import GHISTConfig
+
+    def fit(slides, *, mpp=0.5, **options):
+        config = GHISTConfig(
+            mpp=mpp, widths=(6, 8), embedding=8, decoder=8, random_features=16, context_um=(20.0,), tile_px=256
+        )
+        defaults = {"config": config, "accelerator": "cpu", "progress": False, "max_epochs": 1}
+        return gp.tl.fit(slides, **{**defaults, **options})
+
+    return fit
+
+
+@pytest.fixture(scope="session")
+def slide_copy():
+    """(slide, image=, labels=, table=, mpp=, attrs=) -> a new slide with some elements replaced."""
+    return copy_of
+
+
+def copy_of(slide, *, image=None, labels=None, table=None, mpp=0.5, attrs=None):
+    """A new slide with some elements replaced."""
+    from spatialdata import SpatialData
+
+    from ghistpy.io.elements import image_element, labels_element
+
+    return SpatialData(
+        images={"he": slide["he"] if image is None else image_element(image, mpp)},
+        labels={"nuclei": slide["nuclei"] if labels is None else labels_element(labels, mpp)},
+        tables={"measured": slide["measured"].copy() if table is None else table},
+        attrs=slide.attrs if attrs is None else attrs,
+    )
+
+
+@pytest.fixture(scope="session")
+def slide_pixels():
+    """Slide -> (3, y, x) array."""
+    return lambda slide: np.asarray(slide["he"].data.compute())
+
+
+@pytest.fixture(scope="session")
+def spot_slide_maker():
+    """(seed, n_cells=) -> slide with spots, table of its cells, number of cells per spot."""
+    return spot_slide
+
+
+def spot_slide(seed, n_cells=900):
+    """Circles of 50 µm whose counts are the sums of the cells in them."""
+    import geopandas as gpd
+    import pandas as pd
+    from shapely import Point
+    from spatialdata.models import ShapesModel
+    from spatialdata.transformations import Identity
+
+    import ghistpy as gp
+
+    slide = gp.datasets.simulate_slide(n_cells=n_cells, n_genes=10, seed=seed, unpredictable_fraction=0.3)
+    cells = slide["measured"]
+    xy, side = cells.obsm["spatial"], cells.obsm["spatial"].max()
+    steps = np.arange(25, side, 50.0)
+    centres = np.stack(np.meshgrid(steps, steps), -1).reshape(-1, 2)
+    inside = (((xy[None] - centres[:, None]) ** 2).sum(axis=2) <= 25**2).astype(float)
+    types = pd.get_dummies(cells.obs["cell_type"]).to_numpy(float)
+    number = inside.sum(axis=1, keepdims=True)
+    circles = gpd.GeoDataFrame({"radius": np.full(len(centres), 25.0)}, geometry=[Point(*c) for c in centres])
+    circles.index = np.arange(len(centres)) + 10
+    slide["spots"] = ShapesModel.parse(circles, transformations={"microns": Identity()})
+    counts = inside @ cells.X.toarray()
+    table = gp.io.make_table(
+        counts.astype(np.float32),
+        cells.var_names,
+        region="spots",
+        instance_key="spot_id",
+        ids=circles.index.to_numpy(),
+        obs={"total": counts.sum(axis=1)},
+        obsm={"spatial": centres, "shares": inside @ types / np.maximum(number, 1)},
+        uns={"shares_cell_types": list(cells.obs["cell_type"].cat.categories)},
+    )
+    del slide.tables["measured"]
+    slide["measured"] = table
+    slide.attrs["ghistpy"]["spot_diameter_um"] = 50.0
+    return slide, cells, number.ravel()
