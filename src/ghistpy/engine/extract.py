@@ -91,6 +91,28 @@ def extract(
     """Embedding, type logits and measured features of every nucleus of a prepared slide.
 
     The result does not depend on tile size, batch size, order or ``workers`` (float32 rounding apart).
+
+    Parameters
+    ----------
+    network
+        Left as it is; a fused copy runs on ``device``.
+    slide
+        See :func:`ghistpy.data.windows.prepare`.
+    config
+        Settings of the network.
+    device, autocast
+        Where it runs, and in which half precision (None: float32).
+    batch_size
+        Windows of equal size that go through the network together, at most.
+    workers
+        Threads that read ahead; 0 reads between batches.
+    progress
+        Show a progress bar.
+
+    Raises
+    ------
+    UnreadableError
+        A tile cannot be read; slide and tile are named.
     """
     network = fused(network).to(device)
     plan = plan_slide(slide, config)

@@ -33,8 +33,26 @@ def predict(
 ) -> Prediction:
     """Types and expression of every nucleus, in the order of the slide's nuclei.
 
-    ``spots`` says that the head was fitted on spots: its values are then per 10,000 counts and are
-    turned into counts with the expected total of the nucleus.
+    Parameters
+    ----------
+    network, head
+        A trained pair, made for ``config``.
+    slide
+        Its stain is measured unless it is given; its targets are not looked at.
+    config
+        Settings of the network.
+    spots
+        The head was fitted on spots: its values are per 10,000 counts and are turned into counts with the
+        expected total of the nucleus.
+    refine
+        How much the neighbourhood moves the types; 2 as much as fitted best, 0 not at all.
+    device, batch_size, workers, autocast, progress
+        As :func:`ghistpy.engine.extract.extract` takes them; none changes the result but ``autocast``.
+
+    Raises
+    ------
+    UnreadableError
+        A tile cannot be read; slide and tile are named.
     """
     slide = prepare(slide)
     extracted = extract(

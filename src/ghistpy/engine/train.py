@@ -74,8 +74,28 @@ def train_network(
 ) -> Trained:
     """Train a :class:`CellNet` on slides with targets; stop early on the validation slides.
 
-    The held-out rectangles of a slide are blanked first. ``spot_diameter_um`` is given for spot
-    supervision, where the nuclei of a spot are explained together.
+    The held-out rectangles of a slide are blanked first.
+
+    Parameters
+    ----------
+    train, validation
+        Slides with targets; the first are learned from, the second are only looked at. A slide may be in
+        both, with other instances and other rectangles held out. Without ``validation`` the last epoch counts.
+    config
+        Settings of the network.
+    n_genes, n_types
+        Columns of the targets' counts and number of cell types.
+    spot_diameter_um
+        Given for spot supervision, where the nuclei of a spot are explained together.
+    options
+        How to train.
+
+    Raises
+    ------
+    ValueError
+        No training instance has a nucleus, or ``options.checkpoint_dir`` holds another or a damaged training.
+    UnreadableError
+        Part of an image or of labels cannot be read; it is named.
     """
     options = options or TrainOptions()
     with torch.random.fork_rng(devices=[]):

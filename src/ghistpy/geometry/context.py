@@ -81,6 +81,15 @@ def neighborhood_mean(yx_um: np.ndarray, values: np.ndarray, *, sigma_um: float)
 def neighborhood_features(yx_um: np.ndarray, values: np.ndarray, *, sigmas_um: Sequence[float]) -> np.ndarray:
     """Neighbourhood means of ``values`` and log density at several widths, side by side.
 
+    Parameters
+    ----------
+    yx_um
+        (n, 2) float, µm.
+    values
+        (n, k) float.
+    sigmas_um
+        Standard deviations in µm.
+
     Returns
     -------
     numpy.ndarray

@@ -62,7 +62,22 @@ def read_image(source: ArraySource, window: Window, scale: float, *, fill: int =
 
 
 def read_labels(source: ArraySource, window: Window, scale: float) -> np.ndarray:
-    """Read ``window`` (model px) of labels (y, x): each model px takes the label under its centre."""
+    """Read ``window`` (model px) of labels: each model px takes the label under its centre.
+
+    Parameters
+    ----------
+    source
+        Labels (y, x) on the slide's grid.
+    window
+        Window in model px; what lies beyond the slide is 0.
+    scale
+        Slide px per model px.
+
+    Returns
+    -------
+    numpy.ndarray
+        (h, w), the source's dtype.
+    """
     if scale == 1.0:
         return read_padded(source, window, 0)
     area = slide_window(window, scale)
