@@ -70,7 +70,7 @@ def fit_cells(*slides, held=0.2, seed=0):
 @pytest.fixture(scope="module")
 def fitted():
     slide, extracted, code, values, _shown = tissue()
-    head, held_out = fit_cells((cells(slide, code, values), extracted))
+    head, held_out, _ = fit_cells((cells(slide, code, values), extracted))
     return head, held_out
 
 
@@ -100,7 +100,7 @@ def test_profiles_are_the_means_of_the_types():
 def test_without_anything_to_find_it_stays_at_the_mean_per_type():
     slide, extracted, code, _, _ = tissue(slope=0.0)
     noise = PROFILES[code] + np.random.default_rng(3).normal(0, 0.5, (len(code), GENES))
-    head, held_out = fit_cells((cells(slide, code, np.maximum(noise, 0)), extracted))
+    head, held_out, _ = fit_cells((cells(slide, code, np.maximum(noise, 0)), extracted))
     other, extracted, code, _, shown = tissue(seed=1, slope=0.0)
     got = apply_head(head, other, extracted, CONFIG, spots=False)
     mean = got.proba @ head.profiles.numpy()
@@ -196,7 +196,7 @@ def _fit_four(slide, extracted, code, values):
 def test_very_few_cells(n):
     slide, extracted, code, values, _ = tissue(n=40)
     part = cells(slide, code, values, rows=slice(0, n))
-    head, held_out = fit_cells((part, extracted))
+    head, held_out, _ = fit_cells((part, extracted))
     assert held_out is None
     got = apply_head(head, slide, extracted, CONFIG, spots=False)
     assert np.isfinite(got.expression).all()

@@ -6,7 +6,7 @@ from scipy import sparse
 from sklearn.linear_model import Ridge as SkRidge
 from sklearn.model_selection import LeaveOneGroupOut
 
-from ghistpy.stats.ridge import fit_ridge
+from ghistpy.stats.ridge import fit_ridge, reduced_rank
 
 
 def _data(n=300, f=7, g=5, seed=0):
@@ -42,16 +42,17 @@ def test_more_features_than_rows_and_a_constant_feature():
 def test_gcv_equals_the_hat_matrix_form():
     X, Y, _ = _data(n=60)
     alphas = np.geomspace(1e-3, 1e3, 9)
-    ours = fit_ridge(X, Y, alphas=alphas, per_target=True)
+    ours = fit_ridge(X, Y, alphas=alphas)
     Z, n = (X - ours.center) / ours.scale, len(X)
     score = []
     for a in alphas:
         hat = np.full((n, n), 1 / n) + Z @ np.linalg.solve(Z.T @ Z + a * np.eye(Z.shape[1]), Z.T)
         residual = Y - hat @ Y
         score.append((residual**2).mean(0) / (1 - np.trace(hat) / n) ** 2)
-    np.testing.assert_array_equal(ours.alpha, alphas[np.argmin(score, axis=0)])
-    shared = fit_ridge(X, Y, alphas=alphas)
-    assert np.all(shared.alpha == alphas[np.sum(score, axis=1).argmin()])
+    assert ours.alpha == alphas[np.sum(score, axis=1).argmin()]
+    for k in (1, 3):  # judged by the targets that each penalty serves best
+        judged = fit_ridge(X, Y, alphas=alphas, n_judged=k)
+        assert judged.alpha == alphas[np.sort(score, axis=1)[:, :k].sum(axis=1).argmin()]
 
 
 def test_grouped_choice_equals_leave_one_group_out():
@@ -60,14 +61,55 @@ def test_grouped_choice_equals_leave_one_group_out():
     X = X + groups[:, None] * 5  # groups differ, so the choice differs from GCV
     w = rng.uniform(0.5, 2, len(X))
     alphas = np.geomspace(1e-2, 1e4, 8)
-    ours = fit_ridge(X, Y, alphas=alphas, groups=groups, weights=w, per_target=True)
+    ours = fit_ridge(X, Y, alphas=alphas, groups=groups, weights=w)
     Z = (X - ours.center) / ours.scale
     error = np.zeros((len(alphas), Y.shape[1]))
     for i, a in enumerate(alphas):
         for train, test in LeaveOneGroupOut().split(Z, groups=groups):
             p = SkRidge(a, solver="svd").fit(Z[train], Y[train], sample_weight=w[train]).predict(Z[test])
             error[i] += w[test] @ (Y[test] - p) ** 2
-    np.testing.assert_array_equal(ours.alpha, alphas[error.argmin(0)])
+    assert ours.alpha == alphas[error.sum(axis=1).argmin()]
+    np.testing.assert_allclose(ours.score, error.sum(axis=1).min(), rtol=1e-8)
+
+
+def test_correlation_on_left_out_groups_chooses_penalty_and_pattern():
+    """Rows with the label -1 are never left out; an offset of a group has no say."""
+    X, Y, rng = _data(n=120)
+    Y = Y + rng.normal(0, 3 * Y.std(axis=0), Y.shape)
+    groups = rng.integers(-1, 3, len(X))
+    Y[groups == 1] += 50.0
+    alphas = np.geomspace(1e-1, 1e5, 7)
+    patterns = np.stack(
+        [np.ones(X.shape[1]), np.r_[np.full(X.shape[1] // 2, 100.0), np.ones(X.shape[1] - X.shape[1] // 2)]]
+    )
+    ours = fit_ridge(X, Y, alphas=alphas, groups=groups, penalty=patterns, criterion="correlation", n_judged=2)
+    Z = (X - X.mean(axis=0)) / X.std(axis=0)
+    cost = np.zeros((len(patterns), len(alphas), Y.shape[1]))
+    for p, pattern in enumerate(patterns):
+        for i, a in enumerate(alphas):
+            for g in range(3):
+                out = groups == g
+                fit = SkRidge(a, solver="svd").fit(Z[~out] / np.sqrt(pattern), Y[~out])
+                predicted = fit.predict(Z[out] / np.sqrt(pattern))
+                cost[p, i] += [1 - np.corrcoef(predicted[:, k], Y[out, k])[0, 1] for k in range(Y.shape[1])]
+    total = np.sort(cost, axis=2)[:, :, :2].sum(axis=2)
+    p, i = np.unravel_index(total.argmin(), total.shape)
+    assert (ours.pattern, ours.alpha) == (p, alphas[i])
+    np.testing.assert_allclose(ours.score, total.min(), rtol=1e-8)
+    np.testing.assert_allclose(ours.scale, X.std(axis=0) * np.sqrt(patterns[p]), rtol=1e-12)
+    final = SkRidge(alphas[i], solver="svd").fit(Z / np.sqrt(patterns[p]), Y)
+    np.testing.assert_allclose(ours.predict(X), final.predict(Z / np.sqrt(patterns[p])), rtol=0, atol=1e-7)
+
+
+def test_reduced_rank_is_the_svd_of_the_fitted_values():
+    X, Y, _ = _data(n=80)
+    full = fit_ridge(X, Y, alphas=3.0)
+    center = full.predict(X).mean(axis=0)
+    _, _, leading = np.linalg.svd(full.predict(X) - center, full_matrices=False)
+    for rank, fit in zip((1, 2, 99), reduced_rank(full, X, [1, 2, 99]), strict=True):
+        projector = leading[:rank].T @ leading[:rank]
+        expected = center + (full.predict(X) - center) @ projector
+        np.testing.assert_allclose(fit.predict(X), expected, rtol=0, atol=1e-7)
 
 
 def test_mask_fits_each_target_on_its_rows():
@@ -88,11 +130,11 @@ def test_sparse_chunks_and_zero_weight_rows(monkeypatch):
     X, Y, _rng = _data()
     Y = np.maximum(Y - 1e4, 0)
     whole = fit_ridge(X[:250], Y[:250], alphas=[1.0, 10.0])
-    monkeypatch.setattr("ghistpy.stats.ridge._CHUNK", 37)
+    monkeypatch.setattr("ghistpy.stats._moments._CHUNK", 37)
     w = np.r_[np.ones(250), np.zeros(50)]
     parts = fit_ridge(X, sparse.csr_array(Y), alphas=[1.0, 10.0], weights=w)
     np.testing.assert_allclose(parts.weight, whole.weight, rtol=1e-10, atol=1e-12)
-    np.testing.assert_array_equal(parts.alpha, whole.alpha)
+    assert parts.alpha == whole.alpha
 
 
 def test_float32_features_far_from_zero():

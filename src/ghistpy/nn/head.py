@@ -19,8 +19,8 @@ from ghistpy.nn.config import GHISTConfig
 class ContextHead(nn.Module):
     """Fixed functions of features; all of it is fitted in closed form after the network is trained.
 
-    n nuclei, V features (own and neighbourhood), M of them measured on the nucleus, D random
-    features, C types, G genes.
+    n nuclei, V features (own and neighbourhood), O of them of the nucleus itself, M of those measured
+    (the others come from the network), D random features, C types, G genes.
     """
 
     def __init__(
@@ -31,22 +31,23 @@ class ContextHead(nn.Module):
         d, v = config.random_features, n_features
         direction = torch.randn(v, d, generator=generator) * math.sqrt(2 * config.kernel_gamma / max(v, 1))
         phase = torch.rand(d, generator=generator) * 2 * math.pi
-        # the measured features stand behind the embedding
-        self.measured = slice(config.embedding, config.embedding + n_local)
+        # embedding and measured features of the nucleus itself stand first
+        self.n_own = config.embedding + n_local
+        self.measured = slice(config.embedding, self.n_own)
         self.register_buffer("center", torch.zeros(v))
         self.register_buffer("scale", torch.ones(v))
         self.register_buffer("direction", direction)
         self.register_buffer("phase", phase)
-        # types: evidence = network's logits x own_weight + basis x type_weight; then
+        # types: evidence = network's logits x own_weight + (features, squares of the measured) x type_weight; then
         # log P = evidence + prior_weight x log(neighbourhood / average)
         self.register_buffer("own_weight", torch.ones(()))
-        self.register_buffer("type_weight", torch.zeros(v + d, n_types))
+        self.register_buffer("type_weight", torch.zeros(v + n_local, n_types))
         self.register_buffer("type_bias", torch.zeros(n_types))
         self.register_buffer("prior_weight", torch.zeros(()))
         self.register_buffer("type_average", torch.full((n_types,), 1.0 / max(n_types, 1)))
         # expression
         self.register_buffer("profiles", torch.zeros(n_types, n_genes))
-        self.register_buffer("residual_weight", torch.zeros(v + d + n_types * n_local, n_genes))
+        self.register_buffer("residual_weight", torch.zeros(v + d + n_types * self.n_own, n_genes))
         self.register_buffer("residual_bias", torch.zeros(n_genes))
         # counts of a nucleus over all genes, per type (spots); 0 where expression already is in counts
         self.register_buffer("type_total", torch.zeros(n_types))
@@ -57,9 +58,13 @@ class ContextHead(nn.Module):
         waves = torch.cos(torch.addmm(self.phase, z, self.direction)) * math.sqrt(2)
         return torch.cat([z, waves], dim=1)
 
+    def type_basis(self, basis: Tensor) -> Tensor:
+        """(n, V + M): standardised features and the squares of those measured; types differ in spread too."""
+        return torch.cat([basis[:, : len(self.center)], basis[:, self.measured].square()], dim=1)
+
     def evidence(self, logits: Tensor, basis: Tensor) -> Tensor:
         """(n, C) log odds of the types before the neighbourhood's composition is considered."""
-        return logits * self.own_weight + basis @ self.type_weight + self.type_bias
+        return logits * self.own_weight + self.type_basis(basis) @ self.type_weight + self.type_bias
 
     def refine(self, evidence: Tensor, composition: Tensor, strength: float) -> Tensor:
         """Types (n, C) after the neighbourhood has had its say; deterministic.
@@ -70,8 +75,8 @@ class ContextHead(nn.Module):
         return torch.softmax(evidence + strength / 2 * self.prior_weight * ratio, dim=1)
 
     def design(self, basis: Tensor, proba: Tensor) -> Tensor:
-        """(n, V + D + C M): what the residual is linear in; the last block holds a slope for each type."""
-        own = basis[:, self.measured]
+        """(n, V + D + C O): what the residual is linear in; the last block holds a slope for each type."""
+        own = basis[:, : self.n_own]
         slopes = (proba[:, :, None] * own[:, None, :]).flatten(1)
         return torch.cat([basis, slopes], dim=1)
 

@@ -68,8 +68,8 @@ def _fit_slide(data: TrainingSet, slide: Any, extracted: Any) -> FitSlide:
 
 def fit_head(
     data: TrainingSet, fitted: Sequence[FitSlide], config: GHISTConfig, *, seed: int
-) -> tuple[Any, HeldOut | None]:
-    """Fit the default network's head."""
+) -> tuple[Any, HeldOut | None, np.ndarray]:
+    """Fit the default network's head; with what it predicts for validation, and the mean per type."""
     from ghistpy.engine.fit_head import fit_head as fit
 
     return fit(
@@ -94,8 +94,11 @@ def instance_morphology(item: FitSlide, *, spots: bool) -> np.ndarray:
     return np.concatenate([mean, np.log1p(number)[:, None]], axis=1)
 
 
-def baselines(fitted: Sequence[FitSlide], head: Any, *, spots: bool) -> dict[str, np.ndarray]:
-    """Means, variances, type profiles and a morphology ridge, from the training data alone."""
+def baselines(fitted: Sequence[FitSlide], *, type_means: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """Means, variances, type profiles and a morphology ridge, from the training data alone.
+
+    ``type_means`` (C, G) for spots, whose types are mixed.
+    """
     from ghistpy.stats.ridge import fit_ridge
 
     values = np.concatenate([f.instances.values for f in fitted]).astype(np.float64)
@@ -104,8 +107,9 @@ def baselines(fitted: Sequence[FitSlide], head: Any, *, spots: bool) -> dict[str
     mean = (values * mask).sum(axis=0) / np.maximum(weight, 1)
     var = (((values - mean) * mask) ** 2).sum(axis=0) / np.maximum(weight, 1)
     types = np.concatenate([f.instances.types for f in fitted]).astype(np.float64)
+    spots = type_means is not None
     if spots:
-        profiles = head.profiles.numpy().astype(np.float64)
+        profiles = type_means
     else:
         # A type that no cell has (in the panel of a gene) is given the mean of all cells.
         number = types.T @ mask

@@ -170,7 +170,7 @@ def _fit_default(data: TrainingSet, config: GHISTConfig, trainer: Mapping[str, A
     fitted = _model_data.extract_all(
         data, trained.network, config, accelerator=options.accelerator, progress=options.progress
     )
-    head, held_out = _model_data.fit_head(data, fitted, config, seed=options.seed)
+    head, held_out, type_means = _model_data.fit_head(data, fitted, config, seed=options.seed)
     return GHIST(
         network=trained.network,
         head=head,
@@ -178,7 +178,7 @@ def _fit_default(data: TrainingSet, config: GHISTConfig, trainer: Mapping[str, A
         genes=data.genes,
         cell_types=data.cell_types,
         supervision="spots" if spots else "cells",
-        baselines=_model_data.baselines(fitted, head, spots=spots),
+        baselines=_model_data.baselines(fitted, type_means=type_means if spots else None),
         gene_sets=_model_data.gene_sets(fitted, data.genes),
         calibration={} if held_out is None else _model_data.calibration(held_out),
         history=trained.history,
@@ -259,7 +259,7 @@ def _fit_published(data: TrainingSet, config: GHISTConfig, reference: Any, train
         genes=data.genes,
         cell_types=data.cell_types,
         extras=extras,
-        baselines=_model_data.baselines(fitted, None, spots=False),
+        baselines=_model_data.baselines(fitted),
         gene_sets=_model_data.gene_sets(fitted, data.genes),
         history=history,
     )
