@@ -92,7 +92,7 @@ def test_it_finds_what_the_features_show(fitted):
 
 def test_profiles_are_the_means_of_the_types():
     slide, extracted, code, values, _ = tissue()
-    head, _ = fit_cells((cells(slide, code, values), extracted))
+    head, _, _ = fit_cells((cells(slide, code, values), extracted))
     expected = np.array([values[code == k].mean(axis=0) for k in range(TYPES)])
     np.testing.assert_allclose(head.profiles, expected, rtol=1e-3)
 
@@ -162,7 +162,7 @@ def test_values_of_genes_outside_the_panel_do_not_matter():
                 (cells(first[0], first[2], first[3]), first[1]), (cells(second[0], second[2], values, mask), second[1])
             )
         )
-    (head, held_out), (other, _) = fits
+    (head, held_out, _), (other, _, _) = fits
     for name, a in head.state_dict().items():
         np.testing.assert_allclose(a, other.state_dict()[name], rtol=1e-4, atol=1e-5, err_msg=name)
     assert held_out.measured[:, 4].sum() < held_out.measured[:, 3].sum()
@@ -174,7 +174,7 @@ def test_a_type_with_one_cell_and_one_without():
     slide, extracted, code, values, _ = tissue(n=300)
     code = np.where(code == 2, 1, code)
     code[0] = 2
-    head, _ = _fit_four(slide, extracted, code, values)
+    head, _, _ = _fit_four(slide, extracted, code, values)
     np.testing.assert_allclose(head.profiles[2], values[0], rtol=0.01, atol=0.01)
     # nobody has the fourth: it gets the mean of all
     np.testing.assert_allclose(head.profiles[3], values.mean(axis=0), rtol=1e-3)
@@ -208,7 +208,7 @@ def test_cells_of_unknown_type_count_for_expression_only():
     slide, extracted, code, values, shown = tissue()
     unknown = code.copy()
     unknown[::2] = -1
-    head, _ = fit_cells((cells(slide, unknown, values), extracted))
+    head, _, _ = fit_cells((cells(slide, unknown, values), extracted))
     expected = np.array([values[unknown == k].mean(axis=0) for k in range(TYPES)])
     np.testing.assert_allclose(head.profiles, expected, rtol=0.02)
     got = apply_head(head, slide, extracted, CONFIG, spots=False)

@@ -56,7 +56,8 @@ def test_types_follow_their_formula(inputs):
     basis = head.basis(features)
     evidence = head.evidence(logits, basis)
     f, b = np.float64, basis.double().numpy()
-    expected = 0.7 * logits.numpy().astype(f) + b @ head.type_weight.numpy().astype(f) + head.type_bias.numpy()
+    seen = np.concatenate([b[:, :V], b[:, CONFIG.embedding : CONFIG.embedding + LOCAL] ** 2], axis=1)
+    expected = 0.7 * logits.numpy().astype(f) + seen @ head.type_weight.numpy().astype(f) + head.type_bias.numpy()
     np.testing.assert_allclose(evidence, expected, rtol=1e-4, atol=1e-5)
     for strength in (0.0, 1.0, 2.0):
         odds = np.exp(expected) * (composition.numpy() / np.array([0.5, 0.3, 0.2])) ** (0.8 * strength / 2)
@@ -96,10 +97,11 @@ def test_expression_follows_its_formula(inputs):
     got = head.expression(basis, composition).numpy()
     b, p = basis.double().numpy(), composition.double().numpy()
     weight, d = head.residual_weight.double().numpy(), CONFIG.random_features
-    own = b[:, CONFIG.embedding : CONFIG.embedding + LOCAL]
+    n_own = CONFIG.embedding + LOCAL
+    own = b[:, :n_own]
     expected = p @ head.profiles.double().numpy() + b @ weight[: V + d] + head.residual_bias.double().numpy()
     for kind in range(TYPES):  # a slope of its own for each type
-        rows = slice(V + d + kind * LOCAL, V + d + (kind + 1) * LOCAL)
+        rows = slice(V + d + kind * n_own, V + d + (kind + 1) * n_own)
         expected += p[:, [kind]] * (own @ weight[rows])
     np.testing.assert_allclose(got, np.maximum(expected, 0), rtol=1e-4, atol=1e-5)
     head.residual_bias.fill_(-100)
