@@ -1,7 +1,7 @@
 """Files into containers, tables into stores."""
 
 from ghistpy.io.resolution import get_element, get_mpp
-from ghistpy.io.slide import read_slide
+from ghistpy.io.slide import read_slide, thumbnail
 from ghistpy.io.sources import open_image, open_labels, open_slide, rgb_source
 from ghistpy.io.spots import read_spots
 from ghistpy.io.tables import ensure_can_save, make_table, save, write_table
@@ -18,5 +18,6 @@ __all__ = [
     "read_spots",
     "rgb_source",
     "save",
+    "thumbnail",
     "write_table",
 ]

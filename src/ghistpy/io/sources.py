@@ -177,6 +177,23 @@ def open_image(sdata: SpatialData, image_key: str = _keys.IMAGE) -> ArraySource:
     return _open(element, ("c", "y", "x"), "image_key", image_key)
 
 
+def stored_levels(sdata: SpatialData, image_key: str = _keys.IMAGE) -> list[ArraySource]:
+    """Sources of all levels of an image that can be read directly, the finest first.
+
+    A coarse level that is still to be computed from the full resolution costs more than the full resolution
+    itself, at every read, and is left out.
+    """
+    element = get_element(sdata, "images", image_key, "image_key")
+    finest = open_image(sdata, image_key)
+    levels = []
+    for level in (getattr(element, "children", None) or {}).values():
+        data = next(iter(level.data_vars.values())).transpose("c", "y", "x").data
+        if data.shape[-1] < finest.shape[-1]:
+            levels.append(MemorySource(data) if isinstance(data, np.ndarray) else _source_of_dask(data))
+    stored = [source for source in levels if not isinstance(source, DaskSource)]
+    return [finest, *sorted(stored, key=lambda source: -source.shape[-1])]
+
+
 def open_labels(sdata: SpatialData, labels_key: str = _keys.LABELS) -> ArraySource:
     """Open the full resolution of a label image for windowed reading.
 
