@@ -88,9 +88,7 @@ def open_openslide(path: Path) -> tuple[list[OpenSlidePixels], float | None]:
     except openslide.OpenSlideUnsupportedFormatError as error:
         raise ValueError(f"{path}: no slide format that OpenSlide knows, or damaged beyond recognition") from error
     except openslide.OpenSlideError as error:
-        raise ValueError(
-            f"{path}: damaged or incomplete ({error}); copy it again, with the folder beside it"
-        ) from error
+        raise ValueError(f"{path}: damaged or incomplete ({error}); copy it with all its files again") from error
 
 
 def _mpp(properties: dict[str, str], path: Path) -> float | None:

@@ -245,7 +245,8 @@ def _read_picture(path: Path, max_pixels: int) -> tuple[np.ndarray, float | None
         if image.mode in ("CMYK", "LAB"):
             # without their colour profile these become other colours, and every stain statistic with them
             raise ValueError(
-                f"{path}: colours are stored as {image.mode}, for print; convert the file to RGB with its colour profile"
+                f"{path}: colours are stored as {image.mode}, for print; convert the file to RGB with its colour "
+                "profile"
             )
         try:
             array = _decode(image)

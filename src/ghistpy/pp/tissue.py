@@ -28,7 +28,8 @@ def find_tissue(
     """Outline the tissue of a slide.
 
     Optical density at about 8 µm/px is separated from the glass by Otsu's threshold, held in a range in which
-    it is neither haze nor a border between stroma and nuclei; gaps of a few cells are closed.
+    it is neither haze nor a border between stroma and nuclei; gaps of a few cells are closed. Pen and margin ink of
+    any colour, which absorbs light that haematoxylin and eosin let through, is left out.
 
     Parameters
     ----------
