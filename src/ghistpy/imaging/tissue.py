@@ -13,8 +13,8 @@ from ghistpy.imaging.stain import white_balance
 _THRESHOLD_RANGE = (0.08, 0.16)
 _SMOOTH_CELLS = 1.0
 # Ink absorbs other colours than haematoxylin and eosin, which both absorb most green. Blue and green ink: red over
-# green (haematoxylin alone reaches 1.3 on bluish scans); red ink: as much blue as
-# green, hardly any red (darker red is blood to these numbers, and stays); black: all alike.
+# green (haematoxylin alone reaches 1.3 on bluish scans); red ink: nearly as
+# much blue as green, hardly any red (darker red looks like blood, and stays); black: all alike.
 _INK_RED_OVER_GREEN = (1.2, 1.5)  # grows from the second to the first
 _INK_BLUE_OVER_GREEN = 0.85
 _INK_BLACK = 0.9
