@@ -13,7 +13,11 @@ from ghistpy.geometry.source import ArraySource, Window
 logger = logging.getLogger("ghistpy")
 
 
-class LazyRGB:
+class LazyArray:
+    """What is sliced like a numpy array, reads on demand, and may be read from several threads."""
+
+
+class LazyRGB(LazyArray):
     """A lazily read image of any kind as a (3, y, x) uint8 array that is sliced like a numpy array.
 
     ``pixels`` has shape (c, y, x), ``dtype``, ``chunks`` and is indexed by slices. ``white`` is the value of

@@ -109,8 +109,8 @@ def _stored_pyramid(levels: list[Any], mpp: float) -> DataTree:
     return tree
 
 
-def labels_element(array: Any, mpp: float) -> DataArray:
-    """A (y, x) integer numpy or dask array as a labels element, at one scale.
+def labels_element(array: Any, mpp: float | None) -> DataArray:
+    """A (y, x) integer numpy or dask array as a labels element, at one scale; ``mpp`` None = unknown.
 
     A pyramid by averaging would corrupt ids above 2**53, so there is none.
     """
@@ -121,4 +121,5 @@ def labels_element(array: Any, mpp: float) -> DataArray:
         raise ValueError(f"labels: expected integers, got dtype {array.dtype}; floats merge ids above 2**24")
     if isinstance(array, np.ndarray):
         array = da.from_array(array, chunks=(CHUNK, CHUNK))
-    return Labels2DModel.parse(array, dims=("y", "x"), transformations=to_microns(mpp), chunks=(CHUNK, CHUNK))
+    scale = None if mpp is None else to_microns(mpp)
+    return Labels2DModel.parse(array, dims=("y", "x"), transformations=scale, chunks=(CHUNK, CHUNK))

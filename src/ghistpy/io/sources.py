@@ -8,7 +8,7 @@ import numpy as np
 
 from ghistpy import _keys
 from ghistpy.geometry.source import ArraySource, MemorySource, Window
-from ghistpy.io._rgb import LazyRGB, find_white
+from ghistpy.io._rgb import LazyArray, LazyRGB, find_white
 from ghistpy.io.resolution import ISOTROPY_TOLERANCE, element_mpp, get_element, get_mpp
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def _source_of_dask(array: Any) -> ArraySource:
     name = next((n for n in names if f"original-{n}" in names), None)
     if len(names) == 2 and name is not None:
         wrapped = layers[f"original-{name}"].get(f"original-{name}")
-        if isinstance(wrapped, (zarr.Array, LazyRGB)) and wrapped.shape == array.shape:
+        if isinstance(wrapped, (zarr.Array, LazyArray)) and wrapped.shape == array.shape:
             return ZarrSource(wrapped)
     if len(names) == 1 and names[0].startswith("array-"):
         # dask wraps a constant in a DataNode
