@@ -7,6 +7,7 @@ import logging
 import os
 import uuid
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,7 +121,8 @@ def _types(sdata: SpatialData, labels_key: str, table_key: str | None, column: s
     if table_key is not None:
         if table_key not in linked:
             raise ValueError(
-                f"table_key={table_key!r} is no table of labels_key={labels_key!r} (those are: {sorted(linked) or 'none'})"
+                f"table_key={table_key!r} is no table of labels_key={labels_key!r} (those are: "
+                f"{sorted(linked) or 'none'})"
             )
         if column not in linked[table_key]:
             raise ValueError(
@@ -169,11 +171,11 @@ def _features(
     start = np.searchsorted(polygons.owner, np.arange(polygons.n + 1))
     rings = [
         polygons.points[a:b].astype(int).tolist() + [polygons.points[a].astype(int).tolist()]
-        for a, b in zip(polygons.offsets[:-1], polygons.offsets[1:], strict=True)
+        for a, b in pairwise(polygons.offsets)
     ]
     types = None if frame is None else frame[column].astype(object).to_numpy()
     measured = {} if frame is None else {m: frame[m].to_numpy(float) for m in _MEASURED if m in frame}
-    for i, (a, b) in enumerate(zip(start[:-1], start[1:], strict=True)):
+    for i, (a, b) in enumerate(pairwise(start)):
         number, row = int(ids[index[i]]), int(rows[index[i]])
         said: dict[str, Any] = {"objectType": "detection", "cell_id": number}
         if row >= 0:

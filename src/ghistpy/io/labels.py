@@ -203,7 +203,8 @@ def _report(path: Path, objects: Objects, runs: Any, shape: tuple[int, int], sha
         low, high = objects.polygons.points.min(axis=0), objects.polygons.points.max(axis=0)
         raise ValueError(
             f"{path}: none of its {n} objects lies in the image of {shape[1]} x {shape[0]} px; their outlines reach "
-            f"from x {low[0]:.0f}, y {low[1]:.0f} to x {high[0]:.0f}, y {high[1]:.0f}: wrong slide, or file_mpp= is needed"
+            f"from x {low[0]:.0f}, y {low[1]:.0f} to x {high[0]:.0f}, y {high[1]:.0f}: wrong slide, or file_mpp= "
+            "is needed"
         )
     logger.log(
         logging.INFO if n_in == n and len(shared) == 0 else logging.WARNING,
@@ -235,8 +236,8 @@ def _label_image(path: Path, series: int | str | None) -> tuple[Any, float | Non
         )
     if array.dtype.kind not in "iu":
         raise ValueError(
-            f"{path}: labels of dtype {array.dtype}; expected integers, since floats merge ids above 2**24: export them "
-            "as integers where they were made"
+            f"{path}: labels of dtype {array.dtype}; expected integers, since floats merge ids above 2**24: export "
+            "them as integers where they were made"
         )
     return _Plane(array), mpp
 
