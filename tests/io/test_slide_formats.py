@@ -294,3 +294,59 @@ class TestRefused:
         with pytest.raises(ValueError, match="no tissue of .* the slide is blank"):
             pp.find_tissue(sdata)
         assert not sdata.shapes
+
+
+def write_dicom(path, rgb, mpp, tile=64):
+    """A whole-slide DICOM of one level, in JPEG tiles, as scanners write them."""
+    import io as buffers
+
+    from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+    from pydicom.encaps import encapsulate
+    from pydicom.uid import JPEGBaseline8Bit, VLWholeSlideMicroscopyImageStorage, generate_uid
+
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = VLWholeSlideMicroscopyImageStorage, generate_uid()
+    meta.TransferSyntaxUID = JPEGBaseline8Bit
+    data = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+    data.SOPClassUID, data.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    data.StudyInstanceUID, data.SeriesInstanceUID = generate_uid(), generate_uid()
+    data.FrameOfReferenceUID = generate_uid()
+    data.Modality, data.ImageType = "SM", ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
+    data.Rows = data.Columns = tile
+    data.SamplesPerPixel, data.PhotometricInterpretation, data.PlanarConfiguration = 3, "YBR_FULL_422", 0
+    data.BitsAllocated = data.BitsStored = 8
+    data.HighBit, data.PixelRepresentation = 7, 0
+    data.TotalPixelMatrixRows, data.TotalPixelMatrixColumns = rgb.shape[:2]
+    data.TotalPixelMatrixFocalPlanes, data.NumberOfOpticalPaths = 1, 1
+    data.DimensionOrganizationType = "TILED_FULL"
+    measures, groups = Dataset(), Dataset()
+    measures.PixelSpacing, measures.SliceThickness = [mpp / 1000, mpp / 1000], 0.001
+    groups.PixelMeasuresSequence = [measures]
+    data.SharedFunctionalGroupsSequence = [groups]
+    frames = []
+    for y in range(0, rgb.shape[0], tile):
+        for x in range(0, rgb.shape[1], tile):
+            part = np.full((tile, tile, 3), 255, np.uint8)
+            cut = rgb[y : y + tile, x : x + tile]
+            part[: cut.shape[0], : cut.shape[1]] = cut
+            buffer = buffers.BytesIO()
+            Image.fromarray(part).save(buffer, "jpeg", quality=95, subsampling=0)
+            frames.append(buffer.getvalue())
+    data.NumberOfFrames = len(frames)
+    data.PixelData = encapsulate(frames)
+    data["PixelData"].is_undefined_length = True
+    data.save_as(path, enforce_file_format=True)
+
+
+def test_real_dicom(tmp_path):
+    pytest.importorskip("openslide")
+    pytest.importorskip("pydicom")
+    y, x = np.mgrid[:200, :300]
+    rgb = np.stack([x % 256, y, 128 + 0 * x], axis=-1).astype(np.uint8)
+    rgb = np.where((x > 256)[..., None], 90, rgb).astype(np.uint8)
+    write_dicom(tmp_path / "a.dcm", rgb, 0.5)
+    sdata = io.read_slide(tmp_path / "a.dcm")
+    assert io.get_mpp(sdata) == pytest.approx(0.5)
+    got = pixels(sdata).astype(int)
+    assert got.shape == (3, 200, 300)
+    assert np.abs(got - rgb.transpose(2, 0, 1)).mean() < 2
