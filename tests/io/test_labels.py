@@ -304,7 +304,7 @@ class TestWriteGeojson:
         np.testing.assert_allclose(frame.loc[ids[:-1], "probability"], np.linspace(0.5, 1, len(ids) - 1))
 
     def test_a_prediction(self, tmp_path):
-        sdata = gp.datasets.simulate_slide(n_cells=150, n_genes=10, size_um=150.0, seed=0)
+        sdata = gp.datasets.simulate_slide(n_cells=60, n_genes=5, size_um=100.0, seed=0)
         gp.tl.predict_expression(sdata, gp.tl.fit(sdata, max_epochs=0, progress=False), progress=False)
         io.write_geojson(sdata, tmp_path / "a.geojson", progress=False)
         frame = io.read_label_table(tmp_path / "a.geojson")
