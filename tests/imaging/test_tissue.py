@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from ghistpy.geometry import MemorySource, Window
 from ghistpy.imaging.tissue import outlines, read_coarse, tissue_mask
@@ -99,3 +100,33 @@ def test_her2st_section_is_one_piece(data_dir, section, mm2):
     mask = tissue_mask(np.ascontiguousarray(coarse), mpp)
     assert len(outlines(mask, mpp)) == 1
     assert mask.sum() * mpp**2 / 1e6 == pytest.approx(mm2, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    "colour", [(20, 120, 60), (20, 50, 150), (10, 10, 12), (200, 25, 20)], ids=["green", "blue", "black", "red"]
+)
+def test_pen_is_no_tissue(colour):
+    truth = disc(300, (150, 140), 90)
+    values = slide(truth)
+    stroke = np.zeros_like(truth)
+    stroke[20:40, 10:290] = True  # on glass
+    stroke[20:200, 270:285] = True
+    stroke[140:160, 100:180] = True  # across the tissue
+    rng = np.random.default_rng(1)
+    inked = np.clip(np.array(colour)[:, None, None] + rng.normal(0, 1, values.shape), 0, 255)
+    values = np.where(stroke, inked, values).astype(np.uint8)
+    got = tissue_mask(values, 8.0)
+    assert not got[stroke].any()
+    wanted = truth & ~ndimage.binary_dilation(stroke, iterations=4)
+    assert got[wanted].mean() > 0.98
+    assert (got & ~truth).sum() < 0.02 * truth.sum()
+
+
+def test_haematoxylin_alone_and_small_pigment_are_tissue():
+    truth = disc(200, (100, 100), 70)
+    values = slide(truth)
+    purple = np.array([95, 70, 150])[:, None, None]  # red over green of 1.1
+    values = np.where(disc(200, (100, 100), 40), purple, values).astype(np.uint8)
+    values[:, 90:93, 60:63] = 15  # a grain of pigment of 24 µm
+    got = tissue_mask(values, 8.0)
+    assert (got & truth).sum() / (got | truth).sum() > 0.95

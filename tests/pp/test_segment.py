@@ -177,7 +177,7 @@ def test_a_function_is_called_per_tile_and_stitched(sdata, drawn):
     [
         (lambda rgb: rgb[..., 0].astype(float), "integer dtype"),
         (lambda rgb: np.zeros((3, 3), int), "expected labels of shape"),
-        ("cellpose", "expected one of"),
+        ("stardist", "expected one of"),
         (3, "expected one of"),
     ],
 )

@@ -1,7 +1,9 @@
 """Files into containers, tables into stores."""
 
+from ghistpy.io.geojson import write_geojson
+from ghistpy.io.labels import read_label_table, read_labels
 from ghistpy.io.resolution import get_element, get_mpp
-from ghistpy.io.slide import read_slide
+from ghistpy.io.slide import read_slide, thumbnail
 from ghistpy.io.sources import open_image, open_labels, open_slide, rgb_source
 from ghistpy.io.spots import read_spots
 from ghistpy.io.tables import ensure_can_save, make_table, save, write_table
@@ -14,9 +16,13 @@ __all__ = [
     "open_image",
     "open_labels",
     "open_slide",
+    "read_label_table",
+    "read_labels",
     "read_slide",
     "read_spots",
     "rgb_source",
     "save",
+    "thumbnail",
+    "write_geojson",
     "write_table",
 ]

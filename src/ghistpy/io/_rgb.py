@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from ghistpy.geometry.source import ArraySource, Window
+
 logger = logging.getLogger("ghistpy")
 
 
-class LazyRGB:
+class LazyArray:
+    """What is sliced like a numpy array, reads on demand, and may be read from several threads."""
+
+
+class LazyRGB(LazyArray):
     """A lazily read image of any kind as a (3, y, x) uint8 array that is sliced like a numpy array.
 
     ``pixels`` has shape (c, y, x), ``dtype``, ``chunks`` and is indexed by slices. ``white`` is the value of
@@ -35,6 +42,22 @@ class LazyRGB:
         if self._white is None and pixels.shape[0] == 3:
             return pixels[lead]
         return as_rgb_uint8(pixels, white=self._white, name=self._name)[lead]
+
+
+class RecolouredRGB(LazyRGB):
+    """A (3, y, x) uint8 array source with its colours changed pixel by pixel when it is read."""
+
+    def __init__(self, source: ArraySource, recolour: Callable[[np.ndarray], np.ndarray]) -> None:
+        self._source, self._recolour = source, recolour
+        self.shape, self.dtype = tuple(source.shape), np.dtype(np.uint8)
+        self.chunks = (3, *source.chunks[-2:])
+
+    def __getitem__(self, key: tuple[slice, ...]) -> np.ndarray:
+        full = key if isinstance(key, tuple) else (key,)
+        full = (*full, *(slice(None),) * (3 - len(full)))
+        (y0, y1, sy), (x0, x1, sx) = (k.indices(n) for k, n in zip(full[1:], self.shape[1:], strict=True))
+        window = Window(y0, x0, max(y0, y1), max(x0, x1))
+        return self._recolour(self._source.read(window))[full[0], ::sy, ::sx]
 
 
 def white_of_maximum(dtype: np.dtype, highest: float, lowest: float, name: str) -> float | None:

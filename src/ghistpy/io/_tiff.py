@@ -22,7 +22,7 @@ _UM_PER_UNIT = {
 
 
 class TiffPixels:
-    """The full resolution of a TIFF as a lazily read (c, y, x) array in the colours of the file.
+    """One level of a TIFF as a lazily read (c, y, x) array in the colours of the file.
 
     Numpy-like: ``shape``, ``dtype``, ``ndim``, ``chunks`` and ``[...]`` with slices. It opens the file on
     first use, closes it when it is collected and can be pickled; reads are safe from several threads.
@@ -30,14 +30,14 @@ class TiffPixels:
 
     ndim = 3
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, series: int, level: int = 0) -> None:
+        self._path, self._series, self._level = path, series, level
         self._array: Any = None
         # whoever is not fit for reading fails here, with the file at hand
         self._open()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_path": self._path, "_array": None}
+        return {"_path": self._path, "_series": self._series, "_level": self._level, "_array": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -48,7 +48,7 @@ class TiffPixels:
         import zarr
 
         with tifffile.TiffFile(self._path) as tiff:
-            series = _pick_series(tiff, self._path)
+            series = tiff.series[self._series].levels[self._level]
             page = series.keyframe
             self._axes = _check_axes(series.axes, series.shape, self._path)
             _check_complete(series, self._path)
@@ -58,8 +58,7 @@ class TiffPixels:
             self._invert = photometric == "MINISWHITE"
             self._palette = np.asarray(page.colormap) if photometric == "PALETTE" else None
             self._alpha = _alpha_kind(page, photometric, self._path)
-            key = tiff.series.index(series)
-        store = tifffile.imread(self._path, aszarr=True, series=key, level=0)
+        store = tifffile.imread(self._path, aszarr=True, series=self._series, level=self._level)
         weakref.finalize(self, store.close)
         self._array = zarr.open_array(store, mode="r")
         size = dict(zip(self._axes, self._array.shape, strict=True))
@@ -97,20 +96,10 @@ class TiffPixels:
         return pixels
 
 
-def _pick_series(tiff: Any, path: Path) -> Any:
-    """The largest image of a file: label, macro and thumbnail pictures are smaller."""
-    usable = [s for s in tiff.series if "Y" in s.axes and "X" in s.axes]
-    if not usable:
-        raise ValueError(f"{path}: holds no image (series: {[s.axes for s in tiff.series]})")
-
-    def area(series: Any) -> int:
-        size = dict(zip(series.axes, series.shape, strict=True))
-        return size["Y"] * size["X"]
-
-    chosen = max(usable, key=area)
-    if len(tiff.series) > 1:
-        logger.info("%s holds %d images; reading the largest, %s", path, len(tiff.series), chosen.shape)
-    return chosen
+def _size(series: Any) -> tuple[int, int]:
+    """Height and width of a series or level, (0, 0) for what is no image."""
+    size = dict(zip(series.axes, series.shape, strict=True))
+    return size.get("Y", 0), size.get("X", 0)
 
 
 def _check_axes(axes: str, shape: tuple[int, ...], path: Path) -> str:
@@ -152,33 +141,49 @@ def _alpha_kind(page: Any, photometric: str, path: Path) -> str | None:
     return "drop"
 
 
-def open_tiff(path: Path) -> tuple[TiffPixels, float | None]:
-    """Pixels of a TIFF and its µm/px, None when the file does not say.
+def open_tiff(path: Path, series: int | str | None = None) -> tuple[list[TiffPixels], float | None]:
+    """Levels of one image of a TIFF, the finest first, and its µm/px, None when the file does not say.
+
+    Parameters
+    ----------
+    path
+        The file.
+    series
+        Number or name of the image; None = the largest.
 
     Raises
     ------
     ValueError
-        Not a TIFF, truncated, several planes, or colours other than grey, palette and RGB.
+        Not a TIFF, truncated, several planes, colours other than grey, palette and RGB, or no such series.
     """
     import tifffile
 
+    from ghistpy.io._series import pick_series
+
     try:
         with tifffile.TiffFile(path) as tiff:
-            mpp = _mpp_of_ome(tiff.ome_metadata, path) if tiff.ome_metadata else None
+            sizes = [_size(s) for s in tiff.series]
+            key = pick_series([s.name for s in tiff.series], sizes, series, path)
+            levels = [(i, *_size(level)) for i, level in enumerate(tiff.series[key].levels)]
+            mpp = _mpp_of_ome(tiff.ome_metadata, path, key, len(tiff.series)) if tiff.ome_metadata else None
             if mpp is None:
-                mpp = _mpp_of_tags(tiff, path)
-        return TiffPixels(path), mpp
+                # the description of a thumbnail repeats the µm/px of the slide
+                whole = np.prod(sizes[key]) == max(np.prod(size) for size in sizes)
+                mpp = _mpp_of_tags(tiff, tiff.series[key].keyframe, path, described=bool(whole))
+        return [TiffPixels(path, key, i) for i, y, x in levels if i == 0 or min(y, x) > 0], mpp
     except (tifffile.TiffFileError, EOFError, IndexError, KeyError, StopIteration) as error:
         raise ValueError(f"{path}: not a readable TIFF, or damaged ({error})") from error
 
 
-def _mpp_of_ome(xml: str, path: Path) -> float | None:
+def _mpp_of_ome(xml: str, path: Path, series: int, n_series: int) -> float | None:
+    """µm/px of one image by OME metadata, which has one entry per image in the order of the file."""
     try:
         root = ElementTree.fromstring(xml)
     except ElementTree.ParseError:
         logger.warning("%s: its OME metadata cannot be parsed and is ignored", path)
         return None
-    pixels = root.find(".//{*}Pixels")
+    entries = root.findall(".//{*}Pixels")
+    pixels = entries[series if len(entries) == n_series else 0] if entries else None
     if pixels is None or "PhysicalSizeX" not in pixels.attrib:
         return None
     sides = []
@@ -190,10 +195,9 @@ def _mpp_of_ome(xml: str, path: Path) -> float | None:
     return square(sides[0], sides[1], path)
 
 
-def _mpp_of_tags(tiff: Any, path: Path) -> float | None:
-    page = tiff.pages.first
+def _mpp_of_tags(tiff: Any, page: Any, path: Path, *, described: bool) -> float | None:
     named = re.search(r"\bMPP\s*=\s*([0-9.]+)", str(page.description or ""))
-    if named:
+    if named and described:
         return float(named.group(1))
     tags = {name: page.tags[name].value for name in ("XResolution", "YResolution") if name in page.tags}
     if len(tags) < 2 or any(v[0] == 0 or v[1] == 0 for v in tags.values()):

@@ -46,12 +46,13 @@ def scale_factors(height: int, width: int) -> list[int] | None:
 
 
 def image_element(array: Any, mpp: float) -> DataArray | DataTree:
-    """A (3, y, x) uint8 numpy or dask array as an image element, with a lazy pyramid when it is large.
+    """A (3, y, x) uint8 image as an image element, with a lazy pyramid when it is large.
 
     Parameters
     ----------
     array
-        (3, y, x) uint8.
+        (3, y, x) uint8 numpy or dask array, or a list of dask arrays: the levels of a stored pyramid, the
+        finest first.
     mpp
         µm per pixel.
 
@@ -63,6 +64,10 @@ def image_element(array: Any, mpp: float) -> DataArray | DataTree:
     import dask.array as da
     from spatialdata.models import Image2DModel
 
+    if isinstance(array, list):
+        if len(array) > 1:
+            return _stored_pyramid(array, mpp)
+        array = array[0]
     if isinstance(array, np.ndarray):
         array = da.from_array(array, chunks=(array.shape[0], CHUNK, CHUNK))
     return Image2DModel.parse(
@@ -75,8 +80,37 @@ def image_element(array: Any, mpp: float) -> DataArray | DataTree:
     )
 
 
-def labels_element(array: Any, mpp: float) -> DataArray:
-    """A (y, x) integer numpy or dask array as a labels element, at one scale.
+def _stored_pyramid(levels: list[Any], mpp: float) -> DataTree:
+    """Levels that a file holds as a multiscale image; what is missing at the coarse end is computed lazily."""
+    import dask.array as da
+    from spatialdata.models import Image2DModel
+    from spatialdata.transformations import set_transformation
+    from xarray import DataArray, Dataset, DataTree
+
+    levels = [a.rechunk((a.shape[0], CHUNK, CHUNK)) for a in levels]
+    while max(levels[-1].shape[-2:]) > PYRAMID_ABOVE:
+        half = da.coarsen(np.mean, levels[-1], {1: 2, 2: 2}, trim_excess=True)
+        levels.append((half + 0.5).astype(np.uint8).rechunk((half.shape[0], CHUNK, CHUNK)))
+    height, width = levels[0].shape[-2:]
+    scales = {}
+    for i, level in enumerate(levels):
+        h, w = level.shape[-2:]
+        # centres of the pixels, in pixels of the finest level
+        coords = {
+            "c": ["r", "g", "b"],
+            "y": (np.arange(h) + 0.5) * (height / h),
+            "x": (np.arange(w) + 0.5) * (width / w),
+        }
+        scales[f"scale{i}"] = Dataset({"image": DataArray(level, dims=("c", "y", "x"), coords=coords)})
+    tree = DataTree.from_dict(scales)
+    # the transformations of the coarser levels follow from their size
+    set_transformation(tree, to_microns(mpp), set_all=True)
+    Image2DModel().validate(tree)
+    return tree
+
+
+def labels_element(array: Any, mpp: float | None) -> DataArray:
+    """A (y, x) integer numpy or dask array as a labels element, at one scale; ``mpp`` None = unknown.
 
     A pyramid by averaging would corrupt ids above 2**53, so there is none.
     """
@@ -87,4 +121,5 @@ def labels_element(array: Any, mpp: float) -> DataArray:
         raise ValueError(f"labels: expected integers, got dtype {array.dtype}; floats merge ids above 2**24")
     if isinstance(array, np.ndarray):
         array = da.from_array(array, chunks=(CHUNK, CHUNK))
-    return Labels2DModel.parse(array, dims=("y", "x"), transformations=to_microns(mpp), chunks=(CHUNK, CHUNK))
+    scale = None if mpp is None else to_microns(mpp)
+    return Labels2DModel.parse(array, dims=("y", "x"), transformations=scale, chunks=(CHUNK, CHUNK))

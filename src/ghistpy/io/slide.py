@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +17,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ghistpy")
 
-_TIFF = (".tif", ".tiff", ".btf", ".tf8")
+# TIFF inside, also those that a scanner wrote: read by tifffile, with or without the wsi extra
+_TIFF = (".tif", ".tiff", ".btf", ".tf8", ".svs", ".qptiff")
 _PICTURE = (".png", ".jpg", ".jpeg")
-_VENDOR = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".qptiff", ".czi", ".dcm", ".svslide")
+_OPENSLIDE = (".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".czi", ".dcm", ".dicom", ".svslide")
 MAX_PIXELS = 1_000_000_000
 
 # the limit of pillow is a global of its module
@@ -28,29 +28,39 @@ _PILLOW_LIMIT = threading.Lock()
 
 
 def read_slide(
-    path: str | Path, *, mpp: float | None = None, image_key: str = _keys.IMAGE, max_pixels: int = MAX_PIXELS
+    path: str | Path,
+    *,
+    mpp: float | None = None,
+    image_key: str = _keys.IMAGE,
+    series: int | str | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> SpatialData:
     """Read an H&E image into a SpatialData.
 
     Parameters
     ----------
     path
-        TIFF or OME-TIFF, PNG, JPEG, a folder with an OME-Zarr image, or a SpatialData store (which is opened
-        as it is, all its elements included).
+        TIFF, OME-TIFF, SVS or QPTIFF; NDPI, MRXS, SCN, BIF, VMS, CZI or DICOM (with the ``wsi`` extra); PNG,
+        JPEG; a folder with an OME-Zarr image, or a SpatialData store (which is opened as it is, all its
+        elements included).
     mpp
         µm per pixel. Wins over what the file says; a disagreement of more than 1 % is logged. Needed when
         the file does not say.
     image_key
         Name of the image in the result; in a SpatialData store the image to look at.
+    series
+        Which image of a TIFF or OME-Zarr that holds several, by number (from 0) or name. Default: the largest.
+        Which ones there are is logged, as a warning where another is nearly as large, and is told by the error
+        when there is none such.
     max_pixels
         PNG and JPEG are decoded into memory (3 bytes a pixel); larger ones are refused.
 
     Returns
     -------
     SpatialData
-        Image ``image_key``: (3, y, x) uint8, channels r, g, b, chunks of 512 px, lazy for TIFF and zarr, with
-        a lazy pyramid when a side exceeds 2048 px. Its Scale to ``"microns"`` is the µm/px.
-        ``attrs["ghistpy"]["sample"]`` is the name of the file.
+        Image ``image_key``: (3, y, x) uint8, channels r, g, b, chunks of 512 px, lazy but for PNG and JPEG. With
+        the pyramid of the file, or a lazily computed one when it has none and a side exceeds 2048 px. Its Scale
+        to ``"microns"`` is the µm/px. ``attrs["ghistpy"]["sample"]`` is the name of the file.
 
     Raises
     ------
@@ -58,9 +68,13 @@ def read_slide(
         No such file.
     ValueError
         µm/px is neither given nor in the file (the message names ``mpp=``); the file is truncated, foreign,
-        too large for one piece, or not grey, RGB or RGBA.
+        too large for one piece, in print colours (CMYK), or not grey, RGB or RGBA; no such series.
     ImportError
-        A vendor format such as SVS: these come with the ``wsi`` extra.
+        A vendor format that needs the ``wsi`` extra.
+
+    See Also
+    --------
+    thumbnail : a small picture of what was read.
 
     Notes
     -----
@@ -90,8 +104,9 @@ def read_slide(
     if not path.exists():
         raise FileNotFoundError(f"path={str(path)!r}: there is no such file or folder")
     if path.is_dir() and is_spatialdata(path):
+        _no_series(series, path, f"a SpatialData store, in which image_key={image_key!r} chooses")
         return _open_store(path, mpp, image_key)
-    pixels, found = read_pixels(path, max_pixels)
+    levels, found = _read_levels(path, max_pixels, series)
     if mpp is None and found is None:
         raise ValueError(
             f"{path}: the file does not say how many µm a pixel has; pass mpp=, for example mpp=0.5 for a 20x scan "
@@ -99,51 +114,109 @@ def read_slide(
         )
     if mpp is not None and found is not None and abs(mpp - found) > 0.01 * found:
         logger.warning("%s says %g µm/px; mpp=%g wins", path, found, mpp)
-    element = image_element(pixels, mpp if mpp is not None else found)
+    element = image_element(levels, mpp if mpp is not None else found)
     stem = path.name.removesuffix(path.suffix).removesuffix(".ome")
     return sd.SpatialData(images={image_key: element}, attrs={_keys.ATTRS: {"sample": stem}})
 
 
 def read_pixels(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[Any, float | None]:
     """A picture of any supported format as a (3, y, x) uint8 numpy or dask array, and its µm/px or None."""
+    levels, mpp = _read_levels(path, max_pixels)
+    return levels[0], mpp
+
+
+def _read_levels(path: Path, max_pixels: int, series: int | str | None = None) -> tuple[list[Any], float | None]:
+    """The levels of a picture, the finest first, and its µm/px or None."""
     suffix = path.suffix.lower()
-    if suffix in _VENDOR:
-        raise ImportError(
-            f"{path}: {suffix} files are read by the wsi extra, which comes with pip install 'ghistpy[wsi]'; until "
-            "then export the slide as OME-TIFF"
-        )
     if path.is_dir():
-        return _lazy_rgb(*_open_ome_zarr(path), path)
+        from ghistpy.io._ome_zarr import open_ome_zarr
+
+        levels, mpp = open_ome_zarr(path, series)
+        return _lazy_rgb(levels, path, series), mpp
+    if suffix in _OPENSLIDE:
+        from ghistpy.io._openslide import open_openslide
+
+        _no_series(series, path, "a format whose regions OpenSlide shows as one image")
+        levels, mpp = open_openslide(path)
+        return _lazy_rgb(levels, path), mpp
     if suffix in _TIFF:
         from ghistpy.io._tiff import open_tiff
 
-        return _lazy_rgb(*open_tiff(path), path)
+        levels, mpp = open_tiff(path, series)
+        return _lazy_rgb(levels, path, series), mpp
     if suffix in _PICTURE:
-        return _read_picture(path, max_pixels)
-    raise ValueError(f"{path}: unknown format {suffix!r}; expected one of {', '.join((*_TIFF, *_PICTURE, '.zarr'))}")
+        _no_series(series, path, "a single picture")
+        array, mpp = _read_picture(path, max_pixels)
+        return [array], mpp
+    known = ", ".join((*_TIFF, *_OPENSLIDE, *_PICTURE, ".zarr"))
+    raise ValueError(f"{path}: unknown format {suffix!r}; expected one of {known}")
 
 
-def _lazy_rgb(pixels: Any, mpp: float | None, path: Path) -> tuple[Any, float | None]:
-    """A lazily read (c, y, x) array of any kind as a dask array of uint8 RGB."""
+def _no_series(series: int | str | None, path: Path, what: str) -> None:
+    if series is not None:
+        raise ValueError(f"series={series!r}: {path} is {what}; leave series out")
+
+
+def thumbnail(sdata: SpatialData, *, image_key: str = _keys.IMAGE, max_px: int = 1024) -> np.ndarray:
+    """A small picture of a slide, from the coarsest stored level that is large enough.
+
+    Parameters
+    ----------
+    sdata
+        The slide.
+    image_key
+        Name of the image.
+    max_px
+        Longer side of the picture, at most.
+
+    Returns
+    -------
+    numpy.ndarray
+        (h, w, 3) uint8 RGB; each pixel is the mean of a square of the slide.
+
+    Examples
+    --------
+    >>> import ghistpy as gp
+    >>> sdata = gp.datasets.simulate_slide(n_cells=50, n_genes=5, size_um=200.0, mpp=0.5)
+    >>> gp.io.thumbnail(sdata, max_px=100).shape
+    (100, 100, 3)
+    """
+    from ghistpy.imaging.tissue import read_coarse
+    from ghistpy.io.sources import rgb_source, stored_levels
+
+    if max_px < 1:
+        raise ValueError(f"max_px={max_px}: expected 1 or more")
+    sources = [s for s in stored_levels(sdata, image_key) if max(s.shape[-2:]) >= max_px]
+    source = sources[-1] if sources else stored_levels(sdata, image_key)[0]
+    factor = -(-max(source.shape[-2:]) // max_px)
+    return read_coarse(rgb_source(source, f"image_key={image_key!r}"), factor).transpose(1, 2, 0)
+
+
+def _lazy_rgb(levels: list[Any], path: Path, series: int | str | None = None) -> list[Any]:
+    """Lazily read (c, y, x) arrays of any kind as dask arrays of uint8 RGB, one for each level."""
     import dask.array as da
     from dask.base import tokenize
 
     from ghistpy.io._rgb import LazyRGB, find_white
 
     stamp = path.stat()
-    lazy = LazyRGB(pixels, find_white(pixels), str(path))
-    side = [max(1, CHUNK // c) * c if c < CHUNK else c for c in lazy.chunks[1:]]
-    return (
-        da.from_array(
+    # one rule for all levels: the maximum of a coarser one is lower
+    white = find_white(levels[0], str(path))
+    arrays = []
+    for number, pixels in enumerate(levels):
+        lazy = LazyRGB(pixels, white, str(path))
+        side = [max(1, CHUNK // c) * c if c < CHUNK else c for c in lazy.chunks[1:]]
+        token = tokenize(str(path.resolve()), stamp.st_mtime_ns, stamp.st_size, series, number)
+        array = da.from_array(
             lazy,
             chunks=(3, *side),
-            name=f"array-{tokenize(str(path.resolve()), stamp.st_mtime_ns, stamp.st_size)}",
+            name=f"array-{token}",
             asarray=False,
             inline_array=False,
             meta=np.empty((0, 0, 0), np.uint8),
-        ),
-        mpp,
-    )
+        )
+        arrays.append(array)
+    return arrays
 
 
 def _read_picture(path: Path, max_pixels: int) -> tuple[np.ndarray, float | None]:
@@ -168,6 +241,12 @@ def _read_picture(path: Path, max_pixels: int) -> tuple[np.ndarray, float | None
             raise ValueError(
                 f"{path}: {width} x {height} px exceed max_pixels={max_pixels}; a PNG or JPEG is decoded into memory "
                 f"({3 * width * height / 1e9:.1f} GB): raise max_pixels=, or convert it to a tiled TIFF"
+            )
+        if image.mode in ("CMYK", "LAB"):
+            # without their colour profile these become other colours, and every stain statistic with them
+            raise ValueError(
+                f"{path}: colours are stored as {image.mode}, for print; convert the file to RGB with its colour "
+                "profile"
             )
         try:
             array = _decode(image)
@@ -194,7 +273,7 @@ def _decode(image: Any) -> np.ndarray:
         image = image.convert("RGBA" if "transparency" in image.info or image.mode == "PA" else "RGB")
     elif image.mode == "1":
         image = image.convert("L")
-    elif image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+    elif image.mode in ("YCbCr", "HSV"):
         image = image.convert("RGB")
     return np.asarray(image)
 
@@ -203,20 +282,13 @@ def is_spatialdata(path: Path) -> bool:
     """Whether a folder is a SpatialData store."""
     import zarr
 
+    from ghistpy.io._ome_zarr import open_group
     from ghistpy.io._store import is_store
 
     if not is_store(path):
         return False
-    group = _open_group(path)
+    group = open_group(path)
     return isinstance(group, zarr.Group) and "spatialdata_attrs" in group.attrs
-
-
-def _open_group(path: Path) -> Any:
-    import zarr
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
-        return zarr.open(path, mode="r")
 
 
 def _open_store(path: Path, mpp: float | None, image_key: str) -> SpatialData:
@@ -242,64 +314,3 @@ def _open_store(path: Path, mpp: float | None, image_key: str) -> SpatialData:
             logger.warning("%s says %g µm/px for %r; mpp=%g wins", path, found, image_key, mpp)
     set_transformation(element, to_microns(mpp)[_keys.MICRONS], _keys.MICRONS)
     return sdata
-
-
-def _open_ome_zarr(path: Path) -> tuple[Any, float | None]:
-    """The full resolution of an OME-Zarr image (NGFF 0.4 or 0.5) as (c, y, x), and its µm/px."""
-    import zarr
-
-    from ghistpy.io._store import is_store
-
-    if not is_store(path):
-        raise ValueError(f"{path}: a folder that is no zarr group; expected an OME-Zarr image or a SpatialData store")
-    group = _open_group(path)
-    attrs = dict(group.attrs) if isinstance(group, zarr.Group) else {}
-    multiscales = attrs.get("ome", attrs).get("multiscales")
-    if not multiscales:
-        raise ValueError(
-            f"{path}: a zarr group without OME 'multiscales' metadata; expected an OME-Zarr image or a SpatialData "
-            f"store (keys found: {sorted(attrs)})"
-        )
-    image = multiscales[0]
-    level = image["datasets"][0]
-    axes = [axis if isinstance(axis, str) else axis["name"] for axis in image["axes"]]
-    units = ["" if isinstance(axis, str) else axis.get("unit", "") for axis in image["axes"]]
-    array = group[level["path"]]
-    single = [a for a, n in zip(axes, array.shape, strict=True) if a not in "cyx" and n == 1]
-    if not {"y", "x"} <= set(axes) or any(a not in "cyx" and a not in single for a in axes):
-        raise ValueError(f"{path}: axes {axes} with shape {array.shape}; expected one plane with channels c, y, x")
-    scale = np.ones(len(axes))
-    for transform in [*level.get("coordinateTransformations", []), *image.get("coordinateTransformations", [])]:
-        if transform["type"] == "scale":
-            scale = scale * np.asarray(transform["scale"], float)
-    return ZarrPixels(array, axes), _mpp_of_scale(scale, axes, units, path)
-
-
-def _mpp_of_scale(scale: np.ndarray, axes: list[str], units: list[str], path: Path) -> float | None:
-    from ghistpy.io._tiff import square
-
-    x, y = axes.index("x"), axes.index("y")
-    factor = {"micrometer": 1.0, "nanometer": 1e-3, "millimeter": 1e3, "centimeter": 1e4}
-    if units[x] not in factor or units[y] not in factor:
-        return None  # a scale without a unit of length
-    return square(scale[x] * factor[units[x]], scale[y] * factor[units[y]], path)
-
-
-class ZarrPixels:
-    """A zarr array with any order of axes as a lazily read (c, y, x) array."""
-
-    ndim = 3
-
-    def __init__(self, array: Any, axes: list[str]) -> None:
-        self._array, self._axes = array, axes
-        size, chunk = dict(zip(axes, array.shape, strict=True)), dict(zip(axes, array.chunks, strict=True))
-        self.shape = (size.get("c", 1), size["y"], size["x"])
-        self.dtype = np.dtype(array.dtype)
-        self.chunks = (self.shape[0], chunk["y"], chunk["x"])
-
-    def __getitem__(self, key: tuple[slice, ...]) -> np.ndarray:
-        where = dict(zip("cyx", (*key, *(slice(None),) * (3 - len(key))), strict=True))
-        pixels = np.asarray(self._array[tuple(where.get(axis, 0) for axis in self._axes)])
-        kept = [axis for axis in self._axes if axis in "cyx"]
-        pixels = pixels.transpose([kept.index(axis) for axis in "cyx" if axis in kept])
-        return pixels if "c" in kept else pixels[None]

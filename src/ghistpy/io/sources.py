@@ -8,7 +8,7 @@ import numpy as np
 
 from ghistpy import _keys
 from ghistpy.geometry.source import ArraySource, MemorySource, Window
-from ghistpy.io._rgb import LazyRGB, find_white
+from ghistpy.io._rgb import LazyArray, LazyRGB, find_white
 from ghistpy.io.resolution import ISOTROPY_TOLERANCE, element_mpp, get_element, get_mpp
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def _source_of_dask(array: Any) -> ArraySource:
     name = next((n for n in names if f"original-{n}" in names), None)
     if len(names) == 2 and name is not None:
         wrapped = layers[f"original-{name}"].get(f"original-{name}")
-        if isinstance(wrapped, (zarr.Array, LazyRGB)) and wrapped.shape == array.shape:
+        if isinstance(wrapped, (zarr.Array, LazyArray)) and wrapped.shape == array.shape:
             return ZarrSource(wrapped)
     if len(names) == 1 and names[0].startswith("array-"):
         # dask wraps a constant in a DataNode
@@ -175,6 +175,23 @@ def open_image(sdata: SpatialData, image_key: str = _keys.IMAGE) -> ArraySource:
     """
     element = get_element(sdata, "images", image_key, "image_key")
     return _open(element, ("c", "y", "x"), "image_key", image_key)
+
+
+def stored_levels(sdata: SpatialData, image_key: str = _keys.IMAGE) -> list[ArraySource]:
+    """Sources of all levels of an image that can be read directly, the finest first.
+
+    A coarse level that is still to be computed from the full resolution costs more than the full resolution
+    itself, at every read, and is left out.
+    """
+    element = get_element(sdata, "images", image_key, "image_key")
+    finest = open_image(sdata, image_key)
+    levels = []
+    for level in (getattr(element, "children", None) or {}).values():
+        data = next(iter(level.data_vars.values())).transpose("c", "y", "x").data
+        if data.shape[-1] < finest.shape[-1]:
+            levels.append(MemorySource(data) if isinstance(data, np.ndarray) else _source_of_dask(data))
+    stored = [source for source in levels if not isinstance(source, DaskSource)]
+    return [finest, *sorted(stored, key=lambda source: -source.shape[-1])]
 
 
 def open_labels(sdata: SpatialData, labels_key: str = _keys.LABELS) -> ArraySource:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ghistpy import _keys
+from ghistpy.pp.networks import NETWORKS
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("ghistpy")
 
-METHODS = ("watershed",)
+METHODS = ("watershed", *NETWORKS)
 
 
 def segment_nuclei(
@@ -31,6 +32,8 @@ def segment_nuclei(
     image_key: str = _keys.IMAGE,
     key_added: str = _keys.LABELS,
     params: WatershedParams | None = None,
+    weights: str | Path | None = None,
+    device: str | None = None,
     tile_px: int = 1024,
     n_jobs: int = 1,
     scratch_dir: str | Path | None = None,
@@ -44,8 +47,9 @@ def segment_nuclei(
         The slide.
     method
         ``"watershed"`` needs no trained model: it chooses nucleus-like regions among the components of
-        many thresholds and divides clumps. Or a function of a (h, w, 3) uint8 RGB image that returns
-        (h, w) integer labels with 0 = background, called once per tile from ``n_jobs`` threads.
+        many thresholds and divides clumps. ``"instanseg"`` and ``"cellpose"`` are pretrained networks of
+        other packages, which come with the extras of that name. Or a function of a (h, w, 3) uint8 RGB image
+        that returns (h, w) integer labels with 0 = background, called once per tile from ``n_jobs`` threads.
     mpp
         µm per px, for an image that does not say it; it is then stored with the image.
     image_key
@@ -54,7 +58,12 @@ def segment_nuclei(
         Labels element to write.
     params
         Settings of ``"watershed"``, :class:`ghistpy.imaging.watershed.WatershedParams`; their smallest and
-        largest area hold for a function too when given.
+        largest area hold for a function or network too when given.
+    weights
+        File with the weights of a network: ``instanseg.pt`` of a model of InstanSeg, or a model of Cellpose
+        4. Default: the package's own, which it downloads once.
+    device
+        Of torch, for a network; default: a GPU when there is one.
     tile_px
         Side of the tiles in px; does not change the result but for objects wider than 30 µm.
     n_jobs
@@ -81,7 +90,11 @@ def segment_nuclei(
     ------
     ValueError
         Unknown method or image, µm/px unknown or in conflict with ``mpp``, pixels that are no image, or a
-        function that returns no labels.
+        function that returns no labels; ``weights`` that are no model, or given for another method.
+    ImportError
+        The package of a network is not installed; the message has the pip line.
+    FileNotFoundError
+        No such ``weights``, or none given and none to be had; the message says where they are.
 
     Notes
     -----
@@ -102,8 +115,12 @@ def segment_nuclei(
 
     if not callable(method) and method not in METHODS:
         raise ValueError(f"method={method!r}: expected one of {METHODS} or a function of an RGB image")
+    if weights is not None and method not in NETWORKS:
+        raise ValueError(f"weights={str(weights)!r}: only for method={' or '.join(map(repr, NETWORKS))}")
     scale = _resolve_mpp(sdata, image_key, mpp)
     source = rgb_source(open_image(sdata, image_key), f"image_key={image_key!r}")
+    if method in NETWORKS:
+        method, params = _network(method, source, scale, params, weights, device)
     segment, area = _segment_function(method, source, scale, params)
     out = _allocate(source.shape[-2:], scratch_dir, key_added)
     report = segment_tiles(
@@ -151,6 +168,22 @@ def _resolve_mpp(sdata: SpatialData, image_key: str, mpp: float | None) -> float
             "leave mpp out, or set the right Scale"
         )
     return stored
+
+
+def _network(
+    method: str,
+    source: ArraySource,
+    mpp: float,
+    params: WatershedParams | None,
+    weights: str | Path | None,
+    device: str | None,
+) -> tuple[Callable[[np.ndarray], np.ndarray], WatershedParams]:
+    """A pretrained network as a function of a tile, and the areas that count as nuclei."""
+    from ghistpy.imaging.stain import sample_pixels
+    from ghistpy.imaging.watershed import WatershedParams
+    from ghistpy.pp.networks import load_network
+
+    return load_network(method, weights, device, mpp, sample_pixels(source)), params or WatershedParams()
 
 
 def _segment_function(

@@ -28,7 +28,8 @@ def find_tissue(
     """Outline the tissue of a slide.
 
     Optical density at about 8 µm/px is separated from the glass by Otsu's threshold, held in a range in which
-    it is neither haze nor a border between stroma and nuclei; gaps of a few cells are closed.
+    it is neither haze nor a border between stroma and nuclei; gaps of a few cells are closed. Pen and margin ink of
+    any colour, which absorbs light that haematoxylin and eosin let through, is left out.
 
     Parameters
     ----------
@@ -98,18 +99,11 @@ def find_tissue(
 
 def _coarsest(sdata: SpatialData, image_key: str) -> tuple[ArraySource, float]:
     """The coarsest stored resolution that is not coarser than needed, as RGB, and its µm/px."""
-    from ghistpy.io import get_element, get_mpp, open_image, rgb_source
-    from ghistpy.io.sources import DaskSource, _source_of_dask
+    from ghistpy.io import get_mpp, rgb_source
+    from ghistpy.io.sources import stored_levels
 
-    mpp, source = get_mpp(sdata, image_key), open_image(sdata, image_key)
-    level_mpp, width = mpp, source.shape[-1]
-    levels = getattr(get_element(sdata, "images", image_key, "image_key"), "children", None) or {}
-    for level in levels.values():
-        array = next(iter(level.data_vars.values())).transpose("c", "y", "x")
-        candidate = mpp * width / array.sizes["x"]
-        if level_mpp < candidate <= RESOLUTION_UM:
-            stored = _source_of_dask(array.data)
-            # a level that is still to be computed costs more than the full resolution
-            if not isinstance(stored, DaskSource):
-                source, level_mpp = stored, candidate
-    return rgb_source(source, f"image_key={image_key!r}"), level_mpp
+    mpp, levels = get_mpp(sdata, image_key), stored_levels(sdata, image_key)
+    width = levels[0].shape[-1]
+    fine = [s for s in levels if mpp * width / s.shape[-1] <= RESOLUTION_UM]
+    source = fine[-1] if fine else levels[0]
+    return rgb_source(source, f"image_key={image_key!r}"), mpp * width / source.shape[-1]

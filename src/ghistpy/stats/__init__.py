@@ -18,6 +18,7 @@ from ghistpy.stats.metrics import (
     summarise,
 )
 from ghistpy.stats.ridge import Ridge, fit_ridge
+from ghistpy.stats.segmentation import SegmentationScores, segmentation_scores
 from ghistpy.stats.skill import skill_score, variance_ratio, within_type_pearson
 from ghistpy.stats.types import CompositionAgreement, TypeAgreement, composition_agreement, type_agreement
 
@@ -26,6 +27,7 @@ __all__ = [
     "Ceiling",
     "CompositionAgreement",
     "Ridge",
+    "SegmentationScores",
     "Summary",
     "TypeAgreement",
     "auc",
@@ -40,6 +42,7 @@ __all__ = [
     "nrmse",
     "pearson",
     "rmse",
+    "segmentation_scores",
     "skill_score",
     "spearman",
     "ssim_global",
