@@ -1,6 +1,11 @@
 """Prepare a slide: find the tissue, segment the nuclei."""
 
+from ghistpy.pp.match import match_cells
 from ghistpy.pp.segment import segment_nuclei
 from ghistpy.pp.tissue import find_tissue
 
-__all__ = ["find_tissue", "segment_nuclei"]
+__all__ = [
+    "find_tissue",
+    "segment_nuclei",
+    "match_cells",
+]
