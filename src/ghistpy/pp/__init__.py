@@ -1,5 +1,6 @@
 """Prepare a slide: find the tissue, segment the nuclei."""
 
+from ghistpy.pp.assign import assign_transcripts
 from ghistpy.pp.match import match_cells
 from ghistpy.pp.segment import segment_nuclei
 from ghistpy.pp.tissue import find_tissue
@@ -7,5 +8,6 @@ from ghistpy.pp.tissue import find_tissue
 __all__ = [
     "find_tissue",
     "segment_nuclei",
+    "assign_transcripts",
     "match_cells",
 ]
