@@ -5,6 +5,7 @@ from ghistpy.io.slide import read_slide
 from ghistpy.io.sources import open_image, open_labels, open_slide, rgb_source
 from ghistpy.io.spots import read_spots
 from ghistpy.io.tables import ensure_can_save, make_table, save, write_table
+from ghistpy.io.xenium import read_xenium
 
 __all__ = [
     "ensure_can_save",
@@ -16,6 +17,7 @@ __all__ = [
     "open_slide",
     "read_slide",
     "read_spots",
+    "read_xenium",
     "rgb_source",
     "save",
     "write_table",
