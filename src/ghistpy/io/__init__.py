@@ -1,5 +1,6 @@
 """Files into containers, tables into stores."""
 
+from ghistpy.io.ghist import read_ghist
 from ghistpy.io.resolution import get_element, get_mpp
 from ghistpy.io.slide import read_slide
 from ghistpy.io.sources import open_image, open_labels, open_slide, rgb_source
@@ -15,6 +16,7 @@ __all__ = [
     "open_image",
     "open_labels",
     "open_slide",
+    "read_ghist",
     "read_slide",
     "read_spots",
     "read_xenium",
