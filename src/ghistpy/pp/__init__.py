@@ -1,7 +1,9 @@
 """Prepare a slide: find the tissue, segment the nuclei."""
 
+from ghistpy.pp.annotate import annotate_cell_types
 from ghistpy.pp.assign import assign_transcripts
 from ghistpy.pp.match import match_cells
+from ghistpy.pp.reference import build_reference
 from ghistpy.pp.segment import segment_nuclei
 from ghistpy.pp.tissue import find_tissue
 
@@ -10,4 +12,6 @@ __all__ = [
     "segment_nuclei",
     "assign_transcripts",
     "match_cells",
+    "build_reference",
+    "annotate_cell_types",
 ]
