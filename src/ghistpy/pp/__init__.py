@@ -1,5 +1,6 @@
 """Prepare a slide: find the tissue, segment the nuclei."""
 
+from ghistpy.pp.align import align_density, align_landmarks
 from ghistpy.pp.annotate import annotate_cell_types
 from ghistpy.pp.assign import assign_transcripts
 from ghistpy.pp.match import match_cells
@@ -12,6 +13,8 @@ __all__ = [
     "segment_nuclei",
     "assign_transcripts",
     "match_cells",
+    "align_landmarks",
+    "align_density",
     "build_reference",
     "annotate_cell_types",
 ]
