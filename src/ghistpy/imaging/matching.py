@@ -162,6 +162,15 @@ def placements(mpp: float) -> list[Placement]:
     return out + [Placement(scale=s) for s in near if all(abs(np.log(s / other)) > 0.004 for other in distinct)]
 
 
+def finer_scales(best: Placement) -> list[Placement]:
+    """Scales in steps of 0.1 % around that of a placement which is a scale only, and not 1."""
+    if best.swap or best.flip_x or best.flip_y or best.scale == 1.0:
+        return []
+    steps = [step for step in range(-9, 10) if step]
+    found = [round(best.scale * (1 + step / 1000), 6) for step in steps]
+    return [Placement(scale=scale) for scale in found if abs(scale - 1) > 5e-4]
+
+
 def screen(
     xy_um: np.ndarray, evidence: Evidence, candidates: Sequence[Placement], *, search_um: float, tolerance_um: float
 ) -> list[Fit]:

@@ -197,14 +197,16 @@ def _look(
     source: ArraySource, mpp: float, xy: np.ndarray, max_shift_um: float, search_um: float
 ) -> tuple[list[Fit], TileShifts, dict[str, Any]]:
     """What the image says: placements, tiles, and shares of the cells."""
-    from ghistpy.imaging.matching import nuclear_evidence, placements, screen, tile_shifts, tissue_at
+    from ghistpy.imaging.matching import finer_scales, nuclear_evidence, placements, screen, tile_shifts, tissue_at
     from ghistpy.imaging.stain import sample_pixels, white_balance
 
     size = np.array([source.shape[-1], source.shape[-2]]) * mpp
     stats = white_balance(sample_pixels(source))
     evidence = nuclear_evidence(source, mpp, stats=stats)
     reach = min(search_um, float(size.max()) / 4)
-    fits = screen(xy, evidence, placements(mpp), search_um=reach, tolerance_um=max_shift_um)
+    options = {"search_um": reach, "tolerance_um": max_shift_um}
+    fits = screen(xy, evidence, placements(mpp), **options)
+    fits += screen(xy, evidence, finer_scales(max(fits, key=lambda fit: fit.z).placement), **options)
     tiles = tile_shifts(xy, source, mpp, stats=stats, search_um=max(30.0, 2 * max_shift_um))
     tissue, share = tissue_at(source, mpp, xy)
     summary = {
