@@ -106,7 +106,10 @@ def test_join_keeps_ids_and_counts_what_it_leaves_out(parts, tmp_path):
     [
         ({"nuclei": lambda p: p[3].T[:, :-3]}, r"do not fit the image of"),
         ({"nuclei": lambda p: p[3].astype(float)}, "expected one plane of integer labels"),
-        ({"nuclei": lambda p: np.where(p[3] > 0, p[3].astype(np.int64) + 1000, 0)}, "5 of 5 cells of expression have no label"),
+        (
+            {"nuclei": lambda p: np.where(p[3] > 0, p[3].astype(np.int64) + 1000, 0)},
+            "5 of 5 cells of expression have no label",
+        ),
         ({"expression": lambda p: pd.concat([p[1], p[1].iloc[:1]])}, r"expression: ids repeat: \[7\]"),
         ({"expression": lambda p: p[1] / 2}, "log or normalised values"),
         ({"expression": lambda p: p[1].set_axis(list("AABC"), axis=1)}, "genes repeat: .'A'"),

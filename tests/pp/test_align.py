@@ -34,9 +34,7 @@ def _points_um(sdata):
 AFFINE = np.array([[1.1, 0.2, 30.0], [-0.1, 0.9, -12.0], [0, 0, 1]])
 
 
-@pytest.mark.parametrize(
-    ("model", "truth"), [("similarity", _similarity(0.93, 33.0, (40, -7))), ("affine", AFFINE)]
-)
+@pytest.mark.parametrize(("model", "truth"), [("similarity", _similarity(0.93, 33.0, (40, -7))), ("affine", AFFINE)])
 def test_landmarks_find_the_planted_map(model, truth):
     sdata = _slide()
     before = sdata["measured"].obsm["spatial"].copy()
@@ -106,7 +104,9 @@ def test_bad_landmarks_write_nothing(moving, fixed, options, message):
 def test_mirrored_landmarks_are_accepted_on_request():
     sdata = _slide(n_cells=40)
     gp.pp.align_landmarks(sdata, SQUARE, SQUARE * [-1, 1] + [100, 0], allow_mirrored=True)
-    np.testing.assert_allclose(sdata.attrs["ghistpy"]["alignment"]["matrix"], [[-1, 0, 100], [0, 1, 0], [0, 0, 1]], atol=1e-9)
+    np.testing.assert_allclose(
+        sdata.attrs["ghistpy"]["alignment"]["matrix"], [[-1, 0, 100], [0, 1, 0], [0, 0, 1]], atol=1e-9
+    )
 
 
 @pytest.mark.parametrize(

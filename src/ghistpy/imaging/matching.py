@@ -218,9 +218,7 @@ def screen(
     return fits
 
 
-def _scores(
-    xy: np.ndarray, spectrum: np.ndarray, shape: tuple[int, ...], margin: int, resolution: float
-) -> np.ndarray:
+def _scores(xy: np.ndarray, spectrum: np.ndarray, shape: tuple[int, ...], margin: int, resolution: float) -> np.ndarray:
     """Mean evidence under the points for shifts of -margin .. margin px, (2 margin + 1, 2 margin + 1)."""
     column, row = (np.floor(xy / resolution).astype(np.int64) + margin).T
     keep = (row >= 0) & (row < shape[0]) & (column >= 0) & (column < shape[1])
@@ -241,9 +239,7 @@ def peak_of(scores: np.ndarray, exclude: int) -> tuple[tuple[int, int], float, f
     return (int(row), int(column)), float(away.mean()), float(away.std())
 
 
-def _fit_of(
-    candidate: Placement, scores: np.ndarray, margin: int, near: int, resolution: float, inside: float
-) -> Fit:
+def _fit_of(candidate: Placement, scores: np.ndarray, margin: int, near: int, resolution: float, inside: float) -> Fit:
     (row, column), mean, spread = peak_of(scores, max(5, near))
     spread = max(spread, 1e-9)
     centre = scores[margin - near : margin + near + 1, margin - near : margin + near + 1]

@@ -87,7 +87,7 @@ def _global_shift(found: Evidences, identity: Fit) -> tuple[float, float] | None
 
 
 def _judge_tiles(found: Evidences, identity: Fit, shift: tuple[float, float]) -> Verdict:
-    """A match as a whole: is it one everywhere?"""
+    """Whether a match as a whole is one everywhere."""
     tiles = found.tiles
     reliable = tiles.z >= 5
     off = reliable & (np.hypot(*tiles.shift_um.T) > found.max_shift_um)
@@ -95,13 +95,16 @@ def _judge_tiles(found: Evidences, identity: Fit, shift: tuple[float, float]) ->
     if reliable.sum() >= 4 and off.sum() > 0.25 * reliable.sum():
         worst = float(np.hypot(*tiles.shift_um[reliable].T).max())
         message = (
-            f"the cells fit the image as a whole ({evidence}) but {off.sum()} of {reliable.sum()} tiles are off by more "
+            f"the cells fit the image as a whole ({evidence}) but {off.sum()} of {reliable.sum()} tiles are off by "
+            "more "
             f"than {found.max_shift_um:g} µm (up to {worst:.0f} µm){_trend(tiles, reliable)}: the registration is "
-            "distorted; look at pl.matching, register again with pp.align_landmarks(model='affine'), or raise max_shift_um="
+            "distorted; look at pl.matching, register again with pp.align_landmarks(model='affine'), or raise "
+            "max_shift_um="
         )
         return Verdict("distorted", message, None, shift, identity.z_zero)
     message = (
-        f"the cells lie on the nuclei ({evidence}; best shift ({shift[0]:+.1f}, {shift[1]:+.1f}) µm; {reliable.sum()} of "
+        f"the cells lie on the nuclei ({evidence}; best shift ({shift[0]:+.1f}, {shift[1]:+.1f}) µm; "
+        f"{reliable.sum()} of "
         f"{len(reliable)} tiles conclusive, {off.sum()} of them off by more than {found.max_shift_um:g} µm)"
     )
     return Verdict("matched", message, np.eye(3), shift, identity.z_zero)
@@ -210,5 +213,7 @@ def _judge_link(found: Evidences) -> Verdict | None:
         if best.scale != 1.0
         else "shifted"
     )
-    message = f"{start}; they agree to {residual:.1f} µm with {best.describe()}. {remedy(best, found.mpp, found.size_um)}"
+    message = (
+        f"{start}; they agree to {residual:.1f} µm with {best.describe()}. {remedy(best, found.mpp, found.size_um)}"
+    )
     return Verdict(kind, message, best.matrix(found.size_um), best.shift_um, float("nan"))

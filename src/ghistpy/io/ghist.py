@@ -158,7 +158,8 @@ def _labels(nuclei: Any, shape: tuple[int, int]) -> np.ndarray:
     labels = np.squeeze(np.asarray(nuclei))
     if labels.ndim != 2 or labels.dtype.kind not in "iu":
         raise ValueError(
-            f"{name}: expected one plane of integer labels, got shape {labels.shape}, dtype {labels.dtype}; floats merge "
+            f"{name}: expected one plane of integer labels, got shape {labels.shape}, dtype {labels.dtype}; floats "
+            "merge "
             "ids above 2**24"
         )
     if labels.shape != tuple(shape):
@@ -222,7 +223,8 @@ def _join(
     labelled = nuclei.index_of(ids) >= 0
     if labelled.mean() < 0.5:
         raise ValueError(
-            f"nuclei: {int((~labelled).sum())} of {len(ids)} cells of expression have no label; ids of the table are such "
+            f"nuclei: {int((~labelled).sum())} of {len(ids)} cells of expression have no label; ids of the table are "
+            "such "
             f"as {ids[:3].tolist()}, of the labels {nuclei.ids[:3].tolist()}: do the two belong together?"
         )
     small = np.zeros(len(ids), dtype=bool) if size is None else ~(size >= min_size_px) & (min_size_px > 0)

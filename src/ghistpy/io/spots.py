@@ -119,7 +119,9 @@ def _positions(positions: Any, counts: Any) -> tuple[Any, float | None]:
 
     if positions is None:
         if not isinstance(counts, (str, Path)):
-            raise ValueError("positions=None: only an output folder of Space Ranger says where its spots lie; pass positions=")
+            raise ValueError(
+                "positions=None: only an output folder of Space Ranger says where its spots lie; pass positions="
+            )
         positions = visium.find_positions(Path(counts))
     if isinstance(positions, (str, Path)) and visium.is_positions(Path(positions)):
         frame = visium.read_positions(Path(positions))

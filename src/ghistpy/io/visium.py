@@ -34,7 +34,8 @@ def find_positions(counts: Path) -> Path:
     found = next((place for place in places if place.is_file()), None)
     if found is None:
         raise FileNotFoundError(
-            f"positions=None: there is no spatial/{_POSITIONS[0]} (or {_POSITIONS[1]}) beside {str(counts)!r}; pass positions="
+            f"positions=None: there is no spatial/{_POSITIONS[0]} (or {_POSITIONS[1]}) beside {str(counts)!r}; pass "
+            "positions="
         )
     return found
 
@@ -51,7 +52,9 @@ def read_matrix(path: Path) -> AnnData:
     if path.is_dir() and not any(path.glob("matrix.mtx*")):
         found = next((path / name for name in _MATRICES if (path / name).exists()), None)
         if found is None:
-            raise FileNotFoundError(f"counts={str(path)!r} has none of {_MATRICES}; is it the outs folder of Space Ranger?")
+            raise FileNotFoundError(
+                f"counts={str(path)!r} has none of {_MATRICES}; is it the outs folder of Space Ranger?"
+            )
         path = found
     try:
         with warnings.catch_warnings():

@@ -109,9 +109,7 @@ def read_xenium(
     Examples
     --------
     >>> import ghistpy as gp
-    >>> sdata = gp.io.read_xenium(
-    ...     "outs", histology="he.ome.tif", alignment="matrix.csv"
-    ... )  # doctest: +SKIP
+    >>> sdata = gp.io.read_xenium("outs", histology="he.ome.tif", alignment="matrix.csv")  # doctest: +SKIP
     >>> gp.pp.match_cells(sdata)  # doctest: +SKIP
     """
     import spatialdata as sd
@@ -154,9 +152,7 @@ def _experiment(folder: Path) -> dict[str, Any]:
     file = folder / "experiment.xenium"
     if not file.is_file():
         raise FileNotFoundError(f"path={str(folder)!r} has no experiment.xenium; is it the output folder of the run?")
-    missing = [
-        n for n in ("cells.zarr.zip", "cells.parquet", "cell_feature_matrix.h5") if not (folder / n).is_file()
-    ]
+    missing = [n for n in ("cells.zarr.zip", "cells.parquet", "cell_feature_matrix.h5") if not (folder / n).is_file()]
     if missing:
         raise FileNotFoundError(f"path={str(folder)!r} lacks {missing}; copy the whole output folder of the run")
     try:
@@ -236,7 +232,9 @@ def read_alignment(alignment: str | Path | np.ndarray) -> np.ndarray:
         try:
             alignment = np.loadtxt(file, delimiter=",", ndmin=2, encoding="utf-8-sig")
         except ValueError as error:
-            raise ValueError(f"{name}: expected three rows of three numbers, as Xenium Explorer exports ({error})") from error
+            raise ValueError(
+                f"{name}: expected three rows of three numbers, as Xenium Explorer exports ({error})"
+            ) from error
     matrix = check_affine(alignment, name)
     if take_apart(matrix).mirrored:
         raise ValueError(
@@ -283,7 +281,8 @@ def _check_scale(matrix: np.ndarray, pixel_size: float, stated: float | None) ->
     ratio = max(parts.scale) / min(parts.scale)
     if ratio > 1.1 or abs(parts.shear_deg) > 5:
         raise ValueError(
-            f"alignment: it stretches the image by {parts.scale[0]:.4g} along x and {parts.scale[1]:.4g} along y, with a "
+            f"alignment: it stretches the image by {parts.scale[0]:.4g} along x and {parts.scale[1]:.4g} along y, "
+            "with a "
             f"shear of {parts.shear_deg:.1f}°; a section keeps its shape. Align it again"
         )
     implied = parts.mean_scale * pixel_size
@@ -295,7 +294,8 @@ def _check_scale(matrix: np.ndarray, pixel_size: float, stated: float | None) ->
             else "is it the matrix of this image, at full resolution?"
         )
         raise ValueError(
-            f"alignment: it makes a pixel of the H&E {implied:.4g} µm wide, but the file (or mpp=) says {stated:.4g}: {hint}"
+            f"alignment: it makes a pixel of the H&E {implied:.4g} µm wide, but the file (or mpp=) says "
+            f"{stated:.4g}: {hint}"
         )
     return implied
 
@@ -383,7 +383,8 @@ def _table(raw: AnnData, frame: _Frame) -> tuple[AnnData, int]:
 def _report_outside(outside: int, n: int, size: np.ndarray) -> None:
     if outside > 0.5 * n:
         raise ValueError(
-            f"alignment: {outside} of {n} cells come to lie outside the image of {size[0]:.0f} x {size[1]:.0f} µm; is it "
+            f"alignment: {outside} of {n} cells come to lie outside the image of {size[0]:.0f} x {size[1]:.0f} µm; "
+            "is it "
             "the matrix of this image, and not its inverse?"
         )
     logger.warning("%d of %d cells lie outside the H&E image; they are kept", outside, n)

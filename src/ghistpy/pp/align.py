@@ -174,7 +174,8 @@ def align_density(
     found = register_density(xy, source, get_mpp(sdata, image_key), flips=flips, scales=tuple(float(s) for s in scales))
     if not found.convincing:
         raise ValueError(
-            f"table_key={table_key!r}: no rotation, flip or shift of the cells stands out from chance (best z {found.z:.1f}, "
+            f"table_key={table_key!r}: no rotation, flip or shift of the cells stands out from chance (best z "
+            f"{found.z:.1f}, "
             f"{found.score:+.2f} SD of haematoxylin); set landmarks (pp.align_landmarks), or give other scales="
         )
     report = {"model": "density", "z": found.z, "score": found.score}
@@ -225,7 +226,8 @@ def _estimate(a: np.ndarray, b: np.ndarray, model: str, allow_mirrored: bool) ->
             matrix, mirrored = other, True
     if mirrored and not allow_mirrored:
         raise ValueError(
-            "moving and fixed: the landmarks are mirrored (the registration turns the plane over); check their order and "
+            "moving and fixed: the landmarks are mirrored (the registration turns the plane over); check their order "
+            "and "
             "whether x and y are swapped, or pass allow_mirrored=True when one side was scanned face down"
         )
     return matrix
@@ -254,7 +256,8 @@ def _apply(
     report: dict[str, Any],
 ) -> None:
     """Append a registration to the transformations of the elements, and move the table."""
-    from spatialdata.transformations import Affine, Sequence as Chain, get_transformation, set_transformation
+    from spatialdata.transformations import Affine, get_transformation, set_transformation
+    from spatialdata.transformations import Sequence as Chain
 
     from ghistpy.io import get_element
 
@@ -279,7 +282,12 @@ def _apply(
         table.obsm[_BEFORE] = before
         table.obsm[_keys.SPATIAL] = apply_affine(matrix, before)
     own = dict(sdata.attrs.get(_keys.ATTRS, {}))
-    own["alignment"] = {**report, "matrix": matrix.tolist(), "elements": moved, "table": table_key if table is not None else ""}
+    own["alignment"] = {
+        **report,
+        "matrix": matrix.tolist(),
+        "elements": moved,
+        "table": table_key if table is not None else "",
+    }
     sdata.attrs[_keys.ATTRS] = own
     parts = take_apart(matrix)
     _log.info(

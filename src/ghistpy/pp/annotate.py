@@ -300,7 +300,9 @@ def _celltypist(table: AnnData, counts: Any, reference: Any) -> _Found:
     from ghistpy._optional import require
 
     if not isinstance(reference, (str, Path)):
-        raise TypeError(f"reference: method='celltypist' takes the name or path of a model, got {type(reference).__name__}")
+        raise TypeError(
+            f"reference: method='celltypist' takes the name or path of a model, got {type(reference).__name__}"
+        )
     celltypist = require("celltypist", extra="celltypist")
     # what its models were trained on: log1p of 10,000 counts per cell
     logs = counts.copy()
@@ -314,7 +316,9 @@ def _celltypist(table: AnnData, counts: Any, reference: Any) -> _Found:
     # one sigmoid per type: normalised, so that they can be read like the others
     values = proba.to_numpy(dtype=np.float64)
     n_genes = int(cells.var_names.isin(model.features).sum())
-    return _Found(values / np.maximum(values.sum(axis=1, keepdims=True), 1e-12), proba.columns.astype(str).tolist(), n_genes)
+    return _Found(
+        values / np.maximum(values.sum(axis=1, keepdims=True), 1e-12), proba.columns.astype(str).tolist(), n_genes
+    )
 
 
 def _write(

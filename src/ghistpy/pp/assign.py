@@ -168,7 +168,8 @@ def _columns(points: Any, points_key: str, feature_key: str | None, min_quality:
     feature = feature_key or points.attrs.get("spatialdata_attrs", {}).get("feature_key") or "feature_name"
     if feature not in found:
         raise ValueError(
-            f"points_key={points_key!r} has no column {feature!r} with gene names (there are {found}); pass feature_key="
+            f"points_key={points_key!r} has no column {feature!r} with gene names (there are {found}); pass "
+            "feature_key="
         )
     if min_quality is not None and "qv" not in found:
         raise ValueError(
@@ -331,7 +332,8 @@ def _check_inside(tally: _Tally, points_key: str, shape: tuple[int, ...], mpp: f
     if located and outside > 0.5 * located:
         raise ValueError(
             f"points_key={points_key!r}: {outside} of {located} transcripts lie outside the labels, which span "
-            f"{shape[1] * mpp:.0f} x {shape[0] * mpp:.0f} µm; its transformation to {_keys.MICRONS!r} is wrong, or x and "
+            f"{shape[1] * mpp:.0f} x {shape[0] * mpp:.0f} µm; its transformation to {_keys.MICRONS!r} is wrong, or x "
+            "and "
             "y are swapped (pp.align_landmarks sets another)"
         )
     if not located:

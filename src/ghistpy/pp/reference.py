@@ -125,7 +125,9 @@ def counts_of(adata: AnnData, layer: str | None, name: str) -> Any:
     from ghistpy.io.spots import check_counts
 
     if layer is not None and layer not in adata.layers:
-        raise ValueError(f"layer={layer!r} is not among the layers of {name} (available: {list(adata.layers) or 'none'})")
+        raise ValueError(
+            f"layer={layer!r} is not among the layers of {name} (available: {list(adata.layers) or 'none'})"
+        )
     units = adata.uns.get(_keys.UNS, {}).get("units", _keys.UNITS_COUNTS)
     if layer is None and units != _keys.UNITS_COUNTS:
         raise ValueError(f"{name}: holds {units!r}; raw counts are needed")
@@ -144,7 +146,9 @@ def check_genes(names: Any, name: str) -> None:
     if empty.any():
         raise ValueError(f"{name}: {int(empty.sum())} of {len(index)} gene names are empty; name or remove these genes")
     if index.has_duplicates:
-        raise ValueError(f"{name}: gene names repeat: {index[index.duplicated()].unique()[:5].tolist()}; make them unique")
+        raise ValueError(
+            f"{name}: gene names repeat: {index[index.duplicated()].unique()[:5].tolist()}; make them unique"
+        )
 
 
 def _groups(adata: AnnData, groupby: str) -> Any:
@@ -161,7 +165,8 @@ def _columns(adata: AnnData, genes: Any) -> np.ndarray:
     index = adata.var_names.astype(str).get_indexer(wanted)
     if (index < 0).all():
         raise ValueError(
-            f"genes: the reference has none of the {len(wanted)} genes; they are named such as {wanted[:3]}, those of the "
+            f"genes: the reference has none of the {len(wanted)} genes; they are named such as {wanted[:3]}, those "
+            "of the "
             f"reference {adata.var_names[:3].tolist()}: symbols and Ensembl ids do not meet"
         )
     if (index < 0).any():
