@@ -205,3 +205,33 @@ def test_lung_core_with_swapped_columns(data_dir, monkeypatch):
     shifted["measured"].obsm["spatial"] += [20.0, -12.0]
     with pytest.raises(ValueError, match="shifted by"):
         gp.pp.match_cells(shifted)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("tile", ["01", "02", "03", "06", "07", "08", "09", "10"])
+def test_nuclei_that_pathologists_outlined(data_dir, tile):
+    """Centroids of the masks of eight real tiles: matched, swapped and random, all told apart."""
+    import anndata as ad
+    import spatialdata as sd
+    import tifffile
+    from PIL import Image
+
+    from ghistpy.geometry import MemorySource, find_nuclei
+    from ghistpy.io.elements import image_element
+
+    folder, mpp = data_dir / "data" / "nuclei_miccai2015", 0.5 if tile < "08" else 0.25
+    labels = tifffile.imread(folder / f"image{tile}_labels.tif").astype(np.int64)
+    rgb = np.asarray(Image.open(folder / f"image{tile}.png").convert("RGB")).transpose(2, 0, 1)
+    xy = find_nuclei(MemorySource(labels)).centroid_px[:, ::-1] * mpp
+
+    def verdict(positions):
+        table = ad.AnnData(np.ones((len(positions), 1), np.float32), obsm={"spatial": positions})
+        images = {"he": image_element(np.ascontiguousarray(rgb), mpp)}
+        sdata = sd.SpatialData(images=images, tables={"measured": table})
+        gp.pp.match_cells(sdata, on_mismatch="warn")
+        return gp.get.matching(sdata)["verdict"]
+
+    assert verdict(xy) == "matched"
+    assert verdict(xy[:, ::-1]) == "swapped"
+    size = np.array(labels.shape[::-1]) * mpp
+    assert verdict(np.random.default_rng(0).uniform(0, size, xy.shape)) in ("inconclusive", "unmatched")

@@ -163,9 +163,9 @@ def placements(mpp: float) -> list[Placement]:
 
 
 def finer_scales(best: Placement) -> list[Placement]:
-    """Scales in steps of 0.1 % around that of a placement which is a scale only, and not 1."""
-    if best.swap or best.flip_x or best.flip_y or best.scale == 1.0:
-        return []
+    """Scales in steps of 0.1 % around that of a placement which is a scale only, near 1 but not 1."""
+    if best.swap or best.flip_x or best.flip_y or best.scale == 1.0 or abs(np.log(best.scale)) > 0.2:
+        return []  # a scale far from 1 is a mixed-up unit, and known exactly
     steps = [step for step in range(-9, 10) if step]
     found = [round(best.scale * (1 + step / 1000), 6) for step in steps]
     return [Placement(scale=scale) for scale in found if abs(scale - 1) > 5e-4]
@@ -259,7 +259,7 @@ class TileShifts:
     """Residual shift of each tile that has enough cells.
 
     xy_um (t, 2) centres; n_cells (t,); shift_um (t, 2) x, y that moves the cells onto the nuclei; z (t,) of
-    that shift among all that were tried; ``shift_all_um`` the one shift that fits all tiles best, with its
+    that shift among all that were tried; score (t,) mean evidence under the cells there; ``shift_all_um`` the one shift that fits all tiles best, with its
     ``z_all``; ``resolution_um`` of the search.
     """
 
@@ -267,10 +267,17 @@ class TileShifts:
     n_cells: np.ndarray
     shift_um: np.ndarray
     z: np.ndarray
+    score: np.ndarray
     shift_all_um: tuple[float, float]
     z_all: float
     resolution_um: float
     tile_um: float
+
+    @property
+    def reliable(self) -> np.ndarray:
+        """(t,) whether the shift of a tile stands out from chance."""
+        # at the border of tissue some shift of random cells stands out too, but puts few of them on nuclei
+        return (self.z >= 5) & (self.score >= 0.5)
 
 
 def tile_shifts(
@@ -324,25 +331,29 @@ def tile_shifts(
     index = index.ravel()
     chosen = np.flatnonzero(n_cells >= min_cells)
     chosen = chosen[np.unique(np.linspace(0, len(chosen) - 1, min(len(chosen), max_tiles)).astype(int))]
-    shifts, zs, total = [], [], 0.0
+    shifts, peaks, zs, total = [], [], [], 0.0
     for tile in chosen:
         scores, margin = _tile_scores(
             points[index == tile], tiles[tile] * tile_um, tile_um, source, mpp, factor, search_um, stats
         )
         (row, column), mean, spread = peak_of(scores, max(4, int(4 / resolution)))
         shifts.append([(column - margin) * resolution, (row - margin) * resolution])
+        peaks.append(scores[row, column])
         zs.append((scores[row, column] - mean) / max(spread, 1e-9))
         total = total + scores * n_cells[tile]
     if not len(chosen):
         nan = float("nan")
         empty = np.zeros((0, 2))
-        return TileShifts(empty, np.zeros(0, int), empty, np.zeros(0), (nan, nan), nan, resolution, tile_um)
+        return TileShifts(
+            empty, np.zeros(0, int), empty, np.zeros(0), np.zeros(0), (nan, nan), nan, resolution, tile_um
+        )
     (row, column), mean, spread = peak_of(total, max(4, int(4 / resolution)))
     return TileShifts(
         (tiles[chosen] + 0.5) * tile_um,
         n_cells[chosen],
         np.array(shifts, dtype=np.float64),
         np.array(zs),
+        np.array(peaks),
         (float((column - margin) * resolution), float((row - margin) * resolution)),
         float((total[row, column] - mean) / max(spread, 1e-9)),
         resolution,

@@ -89,7 +89,7 @@ def _global_shift(found: Evidences, identity: Fit) -> tuple[float, float] | None
 def _judge_tiles(found: Evidences, identity: Fit, shift: tuple[float, float]) -> Verdict:
     """Whether a match as a whole is one everywhere."""
     tiles = found.tiles
-    reliable = tiles.z >= 5
+    reliable = tiles.reliable
     off = reliable & (np.hypot(*tiles.shift_um.T) > found.max_shift_um)
     evidence = f"mean haematoxylin under the cells {identity.score:+.2f} SD, z {identity.z_zero:.1f}"
     if reliable.sum() >= 4 and off.sum() > 0.25 * reliable.sum():

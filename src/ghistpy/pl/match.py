@@ -48,8 +48,8 @@ def matching(
     -------
     matplotlib.axes.Axes
         x and y in µm, y downwards. The colour of a tile is the length of the shift that moves its cells onto the
-        nuclei, arrows show its direction at the scale given in the title. Tiles in which no shift stands out (z
-        below 5) are outlined only.
+        nuclei, arrows show its direction at the scale given in the title. Tiles in which no shift stands out are
+        outlined only.
 
     Raises
     ------

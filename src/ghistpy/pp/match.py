@@ -303,7 +303,8 @@ def _write(
             "dx_um": tiles.shift_um[:, 0],
             "dy_um": tiles.shift_um[:, 1],
             "z": tiles.z,
-            "reliable": tiles.z >= 5,
+            "score": tiles.score,
+            "reliable": tiles.reliable,
         }
     )
     text = json.dumps(
@@ -315,7 +316,7 @@ def _write(
             "z": verdict.z,
             "tile_um": tiles.tile_um,
             "tiles": len(tiles.z),
-            "tiles_reliable": int((tiles.z >= 5).sum()),
+            "tiles_reliable": int(tiles.reliable.sum()),
             **summary,
         }
     )
