@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 import ghistpy as gp
 from ghistpy import doctor
 from ghistpy.cli import app
+from ghistpy.doctor import environment
 
 
 def _slide(**kwargs):
@@ -31,7 +32,7 @@ def test_environment_names_what_is_there_and_what_is_not(monkeypatch):
     assert found["ghistpy"].text.startswith(gp.__version__)
     assert f"torch {version('torch')}" in found["versions"].text
     assert "CPU cores" in found["device"].text
-    for extra, (module, _) in doctor._EXTRAS.items():
+    for extra, (module, _) in environment._EXTRAS.items():
         here = importlib.util.find_spec(module) is not None
         assert found[f"extra {extra}"].level == (doctor.OK if here else doctor.NOTE)
         assert here or found[f"extra {extra}"].remedy == f"pip install 'ghistpy[{extra}]'"
@@ -44,7 +45,7 @@ def test_every_extra_of_the_project_is_known():
     from pathlib import Path
 
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert set(doctor._EXTRAS) == set(project["optional-dependencies"]) - {"all", "docs", "test"}
+    assert set(environment._EXTRAS) == set(project["optional-dependencies"]) - {"all", "docs", "test"}
 
 
 def test_sound_slide_has_no_problem_and_is_not_changed():

@@ -213,6 +213,49 @@ def test_image_and_alignment_of_the_folder_are_found(run, tmp_path):
     assert sdata["he"].shape == (3, 600, 600)
 
 
+def test_pyramid_and_plain_images_are_the_same(run, xenium, tmp_path):
+    import tifffile
+
+    plain = np.asarray(gp.io.open_image(xenium).read(gp.geometry.Window(0, 0, 600, 600))).transpose(1, 2, 0)
+    with tifffile.TiffWriter(tmp_path / "pyramid.ome.tif") as tif:
+        options = {"photometric": "rgb", "tile": (128, 128)}
+        metadata = {"axes": "YXS", "PhysicalSizeX": MPP, "PhysicalSizeY": MPP}
+        tif.write(plain, subifds=1, metadata=metadata, **options)
+        tif.write(plain[::2, ::2], subfiletype=1, **options)
+    sdata = _read(run, histology=tmp_path / "pyramid.ome.tif", transcripts=False)
+    np.testing.assert_array_equal(
+        gp.io.open_image(sdata).read(gp.geometry.Window(0, 0, 600, 600)).transpose(1, 2, 0), plain
+    )
+    np.testing.assert_array_equal(np.asarray(sdata["nuclei"].data), np.asarray(xenium["nuclei"].data))
+
+
+def test_output_before_version_2(run, tmp_path):
+    """Labels of nuclei were those of their cells; there are no polygon sets."""
+    import shutil
+    import zipfile
+
+    import zarr
+
+    old = tmp_path / "outs"
+    shutil.copytree(run[0], old)
+    with zipfile.ZipFile(old / "cells.zarr.zip") as packed:
+        packed.extractall(tmp_path / "cells.zarr")
+    group = zarr.open_group(tmp_path / "cells.zarr", mode="r+", use_consolidated=False)
+    n = group["cell_id"].shape[0]
+    cell = np.concatenate([[0], np.asarray(group["polygon_sets/0/cell_index"][...]).astype(np.int64) + 1])
+    group["masks/0"][...] = cell[np.asarray(group["masks/0"][...])].astype(np.uint32)
+    del group["polygon_sets"]
+    group.create_array("seg_mask_value", data=np.arange(1, n + 1, dtype=np.uint32))
+    (old / "cells.zarr.zip").unlink()
+    shutil.make_archive(str(old / "cells.zarr"), "zip", tmp_path / "cells.zarr")
+    info = json.loads((old / "experiment.xenium").read_text()) | {"analysis_sw_version": "xenium-1.6.0.7"}
+    (old / "experiment.xenium").write_text(json.dumps(info))
+    files = {"histology": old / "he.ome.tif", "alignment": old / "matrix.csv"}
+    was, now = _read(run, transcripts=False), _read((old,), transcripts=False, **files)
+    np.testing.assert_array_equal(np.asarray(now["nuclei"].data), np.asarray(was["nuclei"].data))
+    assert now["measured"].obs["cell_id"].tolist() == was["measured"].obs["cell_id"].tolist()
+
+
 def test_wrong_alignment_is_noticed_by_the_match(run):
     sdata = _read(run, alignment=ALIGNMENT + np.array([[0, 0, 80], [0, 0, 0], [0, 0, 0]]), transcripts=False)
     with pytest.raises(ValueError, match="shifted by"):

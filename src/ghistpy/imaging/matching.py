@@ -259,8 +259,8 @@ class TileShifts:
     """Residual shift of each tile that has enough cells.
 
     xy_um (t, 2) centres; n_cells (t,); shift_um (t, 2) x, y that moves the cells onto the nuclei; z (t,) of
-    that shift among all that were tried; score (t,) mean evidence under the cells there; ``shift_all_um`` the one shift that fits all tiles best, with its
-    ``z_all``; ``resolution_um`` of the search.
+    that shift among all that were tried; score (t,) mean evidence under the cells there; ``shift_all_um`` the
+    one shift that fits all tiles best, with its ``z_all``; ``resolution_um`` of the search.
     """
 
     xy_um: np.ndarray

@@ -1,19 +1,15 @@
-"""What is installed and whether a slide is fit for use: each problem with its remedy."""
+"""Whether a slide is fit for use, and with a model."""
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import typer
 
 from ghistpy import _keys
+from ghistpy.doctor.findings import NOTE, OK, PROBLEM, Finding
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -21,103 +17,11 @@ if TYPE_CHECKING:
 
     from ghistpy.models import GHIST
 
-OK, NOTE, PROBLEM = "ok", "note", "problem"
-_EXTRAS = {
-    "wsi": ("wsidata", "vendor slide formats"),
-    "instanseg": ("instanseg", "segmentation by InstanSeg"),
-    "cellpose": ("cellpose", "segmentation by Cellpose"),
-    "foundation": ("timm", "foundation models as encoders"),
-    "xenium": ("spatialdata_io", "io.read_xenium"),
-    "celltypist": ("celltypist", "pretrained models of cell types"),
-    "state": ("pydeseq2", "differential state on counts"),
-    "tcga": ("openpyxl", "clinical tables of TCGA"),
-}
-_CORE = ("torch", "lightning", "spatialdata", "anndata", "scanpy", "squidpy", "zarr", "numpy", "scikit-image")
 # µm/px in which single nuclei can be seen, and in which slides are scanned at all
 _FINE_MPP, _PLAUSIBLE_MPP = 0.7, (0.1, 5.0)
 _PLAUSIBLE_AREA = (12.0, 150.0)
 # ratio of optical densities beyond which stain counts as unusual
 _STAIN_RATIO = 2.0
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the report: ``level`` ok, note or problem; what was found; what to do about it."""
-
-    level: str
-    topic: str
-    text: str
-    remedy: str = ""
-
-
-def check_environment() -> list[Finding]:
-    """Device, versions and optional parts.
-
-    Returns
-    -------
-    list of Finding
-        Optional parts that are missing are notes, not problems.
-
-    Examples
-    --------
-    >>> from ghistpy.doctor import check_environment
-    >>> check_environment()[0].topic
-    'ghistpy'
-    """
-    from importlib.metadata import version
-
-    from ghistpy import __version__
-
-    system = f"{__version__} on Python {platform.python_version()}, {platform.system()} {platform.machine()}"
-    out = [Finding(OK, "ghistpy", system)]
-    out.append(Finding(OK, "versions", ", ".join(f"{name} {version(name)}" for name in _CORE)))
-    out.append(_device())
-    out += _known_traps()
-    for extra, (module, what) in _EXTRAS.items():
-        out.append(_extra(extra, module, what))
-    return out + _data_folder()
-
-
-def _device() -> Finding:
-    import torch
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    cpu = f"{cores} CPU cores"
-    if torch.cuda.is_available():
-        names = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
-        return Finding(OK, "device", f"{torch.cuda.device_count()} GPU ({', '.join(sorted(names))}), {cpu}")
-    if torch.backends.mps.is_available():
-        return Finding(OK, "device", f"Apple GPU (mps), {cpu}")
-    return Finding(NOTE, "device", f"no GPU, {cpu}", "training and prediction run on the CPU, slower")
-
-
-def _known_traps() -> list[Finding]:
-    from importlib.metadata import version
-
-    from packaging.version import Version
-
-    if Version(version("pynndescent")) >= Version("0.7"):
-        text = f"pynndescent {version('pynndescent')} breaks sc.pp.neighbors of scanpy 1.11"
-        return [Finding(PROBLEM, "versions", text, "pip install 'pynndescent<0.7'")]
-    return []
-
-
-def _extra(extra: str, module: str, what: str) -> Finding:
-    from importlib.util import find_spec
-
-    if find_spec(module) is None:
-        return Finding(NOTE, f"extra {extra}", f"absent ({what})", f"pip install 'ghistpy[{extra}]'")
-    return Finding(OK, f"extra {extra}", f"installed ({what})")
-
-
-def _data_folder() -> list[Finding]:
-    folder = os.environ.get("GHISTPY_DATA_DIR")
-    if not folder:
-        return []
-    if not (Path(folder) / "data").is_dir():
-        text = f"GHISTPY_DATA_DIR={folder} holds no folder data/"
-        return [Finding(PROBLEM, "data", text, "unset it, so that public data is downloaded, or correct it")]
-    return [Finding(OK, "data", f"GHISTPY_DATA_DIR={folder}")]
 
 
 def check_slide(
@@ -392,42 +296,3 @@ def check_store(path: Path, model: GHIST | None = None, *, image_key: str = _key
     except Exception as error:  # noqa: BLE001  a damaged store raises whatever zarr, anndata or pyarrow raise
         return [*out, Finding(PROBLEM, "store", f"{path} cannot be opened: {error}", "copy or make it again")]
     return out + check_slide(sdata, model, image_key=image_key)
-
-
-def describe(findings: list[Finding]) -> str:
-    """Findings as lines, problems last, each with its remedy."""
-    marks = {OK: "  ok  ", NOTE: " note ", PROBLEM: "  !!  "}
-    width = max((len(f.topic) for f in findings), default=0)
-    order = sorted(findings, key=lambda f: f.level == PROBLEM)
-    lines = []
-    for f in order:
-        lines.append(f"[{marks[f.level]}] {f.topic:<{width}}  {f.text}")
-        if f.remedy:
-            lines.append(f"{'':<{width + 10}}→ {f.remedy}")
-    problems = sum(f.level == PROBLEM for f in findings)
-    return "\n".join([*lines, "", f"{problems} problem{'s' if problems != 1 else ''}"])
-
-
-def doctor(
-    store: Annotated[Path | None, typer.Argument(help="Also look at this SpatialData store.")] = None,
-    model: Annotated[Path | None, typer.Option(help="Folder of a model to compare the store with.")] = None,
-    image_key: Annotated[str, typer.Option(help="Image of the store.")] = _keys.IMAGE,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
-) -> None:
-    """Say what is installed, and what is wrong with a slide. Exit code 1 when there is a problem."""
-    import logging
-
-    if model is not None and store is None:
-        raise ValueError("--model is compared with a store; give one")
-    logging.getLogger("ghistpy").setLevel(logging.ERROR)  # what verbs log is in the findings
-    findings = check_environment()
-    if store is not None:
-        trained = None
-        if model is not None:
-            from ghistpy.models import GHIST
-
-            trained = GHIST.load(model)
-        findings += check_store(store, trained, image_key=image_key)
-    typer.echo(json.dumps([vars(f) for f in findings], indent=1) if as_json else describe(findings))
-    if any(f.level == PROBLEM for f in findings):
-        raise typer.Exit(1)
