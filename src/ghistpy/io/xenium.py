@@ -343,6 +343,11 @@ def _sample(source: ArraySource, to_run: np.ndarray, box: Window, lut: np.ndarra
         row, column = row[inside], column[inside]
         window = Window(int(row.min()), int(column.min()), int(row.max()) + 1, int(column.max()) + 1)
         values = source.read(window)[row - window.y0, column - window.x0].astype(np.int64)
+        if lut is not None and values.max() >= len(lut):
+            raise ValueError(
+                f"cells.zarr.zip: its mask of nuclei holds label {values.max()}, but its polygons know {len(lut) - 1}; the "
+                "file is damaged, copy it again"
+            )
         out[inside] = values if lut is None else lut[values]
     return out.reshape(box.shape)
 

@@ -99,6 +99,9 @@ def annotate_cell_types(
     0.1 over the others counts e-fold: it ranks cells, and is not calibrated. That of ``"logistic"`` is calibrated as
     far as the reference is like the slide, which it never quite is: compare both methods.
 
+    ``"unassigned"`` is a category like any other: where it must not be learnt as a type, make it a missing value
+    first, ``obs[key] = obs[key].cat.remove_categories("unassigned")``.
+
     Examples
     --------
     >>> import ghistpy as gp
