@@ -345,7 +345,8 @@ def _sample(source: ArraySource, to_run: np.ndarray, box: Window, lut: np.ndarra
         values = source.read(window)[row - window.y0, column - window.x0].astype(np.int64)
         if lut is not None and values.max() >= len(lut):
             raise ValueError(
-                f"cells.zarr.zip: its mask of nuclei holds label {values.max()}, but its polygons know {len(lut) - 1}; the "
+                f"cells.zarr.zip: its mask of nuclei holds label {values.max()}, but its polygons know "
+                f"{len(lut) - 1}; the "
                 "file is damaged, copy it again"
             )
         out[inside] = values if lut is None else lut[values]

@@ -74,16 +74,16 @@ def annotate_cell_types(
     ------
     Into the table, in memory:
 
-    ========================== ===== ======== ========================================================
-    key                        slot  dtype    meaning
-    ========================== ===== ======== ========================================================
-    ``key_added``              obs   category type, or ``"unassigned"``
-    ``key_added + _raw``       obs   category the best type, whatever its probability
-    ``key_added + _confidence``obs   float32  its probability
-    ``key_added + _proba``     obsm  float32  probability of every type, in the order of the JSON below
-    ``ghistpy``                uns   dict     ``annotation``: JSON with ``cell_types``, method, shared genes,
-                                              and how many cells are unassigned for which reason
-    ========================== ===== ======== ========================================================
+    =========================== ===== ======== =====================================================
+    key                         slot  dtype    meaning
+    =========================== ===== ======== =====================================================
+    ``key_added``               obs   category type, or ``"unassigned"``
+    ``key_added + _raw``        obs   category the best type, whatever its probability
+    ``key_added + _confidence`` obs   float32  its probability
+    ``key_added + _proba``      obsm  float32  probability of every type, in the order of the JSON below
+    ``ghistpy``                 uns   dict     ``annotation``: JSON with ``cell_types``, method, shared genes,
+                                               and how many cells are unassigned for which reason
+    =========================== ===== ======== =====================================================
 
     Raises
     ------
