@@ -21,7 +21,7 @@ import ghistpy
 from ghistpy import __version__
 from ghistpy.cli import app
 
-COMMANDS = ("demo", "segment", "fit", "predict", "evaluate")
+COMMANDS = ("demo", "segment", "fit", "predict", "evaluate", "doctor")
 
 
 def run(*arguments: object, code: int = 0) -> str:

@@ -11,6 +11,8 @@ INSILICO = "insilico"
 INSILICO_SPOTS = "insilico_spots"
 TISSUE = "tissue"
 EVALUATION = "evaluation"
+MATCHING = "matching"
+TRANSCRIPTS = "transcripts"
 
 # coordinate system whose Scale holds µm/px
 MICRONS = "microns"

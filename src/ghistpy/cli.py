@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from ghistpy import _keys as keys
+from ghistpy.doctor import doctor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -46,6 +47,9 @@ app = typer.Typer(
 
 Mpp = Annotated[float | None, typer.Option(help="µm per pixel, for files that do not record it.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+
+
+app.command()(doctor)
 
 
 def _show_version(value: bool) -> None:

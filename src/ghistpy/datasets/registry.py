@@ -31,6 +31,9 @@ _CLUSTERS = f"{_HER2ST}/5ef75b9530d59eff0965ad104672e75a7f0e2023/res/ST-cluster/
 _PROPS = f"{_HER2ST}/e75e5c53a994726a8ad251aaf653a02d7932eb6a/res/ST-deconv/props/major"
 _PROPS_FILE = "W.2020-03-04130406.862404.tsv.gz"
 
+# https://github.com/ratschlab/DeepSpot (MIT), an excerpt of HEST; commits as above
+_LUNG = "https://raw.githubusercontent.com/ratschlab/DeepSpot"
+
 REGISTRY: dict[str, Remote] = {
     "her2st/images/C2.jpg": Remote(
         f"{_IMAGES}/C2/5714_HE_BT_C2.jpg",
@@ -115,6 +118,14 @@ REGISTRY: dict[str, Remote] = {
         f"{_PROPS}/C5/{_PROPS_FILE}",
         "d615ed3e8c78f32a7d0289f2e57afe5d44cf4610d32de65e0965deebfb539ba7",
         packed=True,
+    ),
+    "xenium_lung_tma/NCBI858.jpg": Remote(
+        f"{_LUNG}/6570a049e68bca3ee92f71fb34d7d88bfc5483c4/example_data/data/image/NCBI858.jpg",
+        "7ad9ac065f89c57ec62d9010e8352e56f99cb4fc47359f46ab3db0ccc2b21123",
+    ),
+    "xenium_lung_tma/NCBI858.h5ad": Remote(
+        f"{_LUNG}/84a3071c5589cbf18efb04e433adb94d98392ee3/example_data/data/h5ad/NCBI858.h5ad",
+        "4c1c428d0f14e5c6a47716652a91dadfa26c1c6c349093bbb4b45c1f10f445aa",
     ),
 }
 

@@ -24,7 +24,7 @@ logger = logging.getLogger("ghistpy")
 def read_spots(
     image: str | Path | np.ndarray,
     counts: str | Path | pd.DataFrame | AnnData,
-    positions: str | Path | pd.DataFrame,
+    positions: str | Path | pd.DataFrame | None = None,
     *,
     mpp: float | None,
     spot_diameter_um: float,
@@ -40,14 +40,18 @@ def read_spots(
         Path of a picture that :func:`read_slide` reads, or an array (3, y, x) or (y, x, 3).
     counts
         Raw counts, spots x genes: a CSV or TSV (also gzipped) whose first column is the spot id, an h5ad
-        file, a DataFrame indexed by spot id, or an AnnData.
+        file, a DataFrame indexed by spot id, or an AnnData. Visium: the ``outs`` folder of Space Ranger, its
+        ``filtered_feature_bc_matrix.h5``, or the folder of that name.
     positions
         CSV, TSV or DataFrame with columns ``pixel_x`` and ``pixel_y``: the centre of each spot in pixels of
         the full resolution (column, row). The spot id is a column ``spot_id`` or ``barcode``, the index or
         first column, or ``<x>x<y>`` of the array coordinates in columns ``x`` and ``y``: the one that
-        matches the counts. Where there is a column ``selected``, rows other than 1 are left out.
+        matches the counts. Where there is a column ``selected``, rows other than 1 are left out. Visium:
+        ``tissue_positions.csv`` or ``tissue_positions_list.csv``; ``None`` takes the one beside the counts.
+        Spots that are not in tissue are left out.
     mpp
-        µm per pixel of the image; ``None`` takes it from the file.
+        µm per pixel of the image; ``None`` takes it from the file, and for Visium else from the array, whose
+        spots are 100 µm apart.
     spot_diameter_um
         Diameter of a spot in µm (100 for ST, 55 for Visium).
     image_key, shapes_key, table_key
@@ -93,7 +97,8 @@ def read_spots(
     import spatialdata as sd
 
     diameter = check_mpp(spot_diameter_um, "spot_diameter_um")
-    pixels, mpp, sample = _image(image, mpp)
+    positions, implied = _positions(positions, counts)
+    pixels, mpp, sample = _image(image, mpp, implied)
     ids, genes, matrix = _read_counts(counts)
     located, report = _locate(positions, ids, mpp, pixels.shape[-2:])
     keep = located["row"].to_numpy()
@@ -108,7 +113,33 @@ def read_spots(
     )
 
 
-def _image(image: Any, mpp: float | None) -> tuple[Any, float, str]:
+def _positions(positions: Any, counts: Any) -> tuple[Any, float | None]:
+    """Positions, those of Space Ranger as a frame, and µm/px according to their array."""
+    from ghistpy.io import visium
+
+    if positions is None:
+        if not isinstance(counts, (str, Path)):
+            raise ValueError(
+                "positions=None: only an output folder of Space Ranger says where its spots lie; pass positions="
+            )
+        positions = visium.find_positions(Path(counts))
+    if isinstance(positions, (str, Path)) and visium.is_positions(Path(positions)):
+        frame = visium.read_positions(Path(positions))
+        return frame, visium.mpp_of_array(frame)
+    return positions, None
+
+
+def _agree(mpp: float, implied: float | None) -> float:
+    if implied is not None and abs(np.log(mpp / implied)) > 0.05:
+        logger.warning(
+            "the image is at %g µm/px, but spots 100 µm apart make it %.4g: is it the image that the positions are of?",
+            mpp,
+            implied,
+        )
+    return mpp
+
+
+def _image(image: Any, mpp: float | None, implied: float | None) -> tuple[Any, float, str]:
     """Pixels (3, y, x) uint8, µm/px and the name of the sample."""
     from ghistpy.imaging.stain import as_rgb_uint8
     from ghistpy.io._rgb import white_of_maximum
@@ -121,17 +152,20 @@ def _image(image: Any, mpp: float | None) -> tuple[Any, float, str]:
         if not path.exists():
             raise FileNotFoundError(f"image={str(path)!r}: there is no such file")
         pixels, found = read_pixels(path)
-        if mpp is None and found is None:
+        if mpp is None and found is None and implied is None:
             raise ValueError(f"{path}: the file does not say how many µm a pixel has; pass mpp=")
         if mpp is not None and found is not None and abs(mpp - found) > 0.01 * found:
             logger.warning("%s says %g µm/px; mpp=%g wins", path, found, mpp)
-        return pixels, mpp if mpp is not None else found, path.name.split(".")[0]
+        used = next(value for value in (mpp, found, implied) if value is not None)
+        return pixels, _agree(used, implied), path.name.split(".")[0]
     array = np.asarray(image)
+    if mpp is None:
+        mpp = implied
     if mpp is None:
         raise ValueError("mpp=None: an array does not say how many µm a pixel has; pass mpp=")
     axis = -1 if array.ndim == 3 and array.shape[-1] in (3, 4) and array.shape[0] not in (3, 4) else 0
     white = None if array.dtype == np.uint8 else white_of_maximum(array.dtype, array.max(), array.min(), "image")
-    return as_rgb_uint8(array, channel_axis=axis, white=white), mpp, "sample"
+    return as_rgb_uint8(array, channel_axis=axis, white=white), _agree(mpp, implied), "sample"
 
 
 def _read_frame(path: Path, argument: str, **kwargs: Any) -> pd.DataFrame:
@@ -156,7 +190,12 @@ def _read_counts(counts: Any) -> tuple[np.ndarray, np.ndarray, csr_matrix]:
 
     if isinstance(counts, (str, Path)):
         path = Path(counts)
-        counts = read_h5ad(path) if path.suffix == ".h5ad" else _read_frame(path, "counts", index_col=0)
+        if path.is_dir() or path.suffix == ".h5":
+            from ghistpy.io.visium import read_matrix
+
+            counts = read_matrix(path)
+        else:
+            counts = read_h5ad(path) if path.suffix == ".h5ad" else _read_frame(path, "counts", index_col=0)
     if isinstance(counts, AnnData):
         index, genes = counts.obs_names, counts.var_names
         matrix = sparse.csr_matrix(counts.X)

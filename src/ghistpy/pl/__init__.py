@@ -2,6 +2,7 @@
 
 from ghistpy.pl.accuracy import gene_accuracy, gene_scatter
 from ghistpy.pl.maps import compare_genes, slide
+from ghistpy.pl.match import matching
 from ghistpy.pl.outlines import nuclei, tissue
 from ghistpy.pl.staining import stain
 from ghistpy.pl.training import history
@@ -18,4 +19,5 @@ __all__ = [
     "tissue",
     "nuclei",
     "stain",
+    "matching",
 ]
