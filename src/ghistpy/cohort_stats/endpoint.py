@@ -212,7 +212,7 @@ def mixed_units(time: np.ndarray) -> float:
         if 15 <= apart <= 60:
             return apart
     log = np.log10(time)
-    if len(log) < 30 or log.std() == 0:
+    if len(log) < 50 or log.std() == 0:
         return 0.0
     grid = np.linspace(log.min() - 0.3, log.max() + 0.3, 400)
     density = gaussian_kde(log, bw_method=0.25)(grid)

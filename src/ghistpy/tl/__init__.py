@@ -14,10 +14,14 @@ if TYPE_CHECKING:
     from ghistpy.tl.aggregate import aggregate_spots
     from ghistpy.tl.evaluate import evaluate
     from ghistpy.tl.fit import fit
+    from ghistpy.tl.kaplan_meier import kaplan_meier, stratify_risk
     from ghistpy.tl.predict import predict_expression
     from ghistpy.tl.split import split
+    from ghistpy.tl.survival import survival_cv
+    from ghistpy.tl.survival_model import predict_risk, survival_fit
 
 __all__ = ["split", "fit", "predict_expression", "aggregate_spots", "evaluate"]
+__all__ += ["survival_cv", "survival_fit", "predict_risk", "stratify_risk", "kaplan_meier"]
 
 _MODULE_OF = {
     "split": "split",
@@ -25,6 +29,11 @@ _MODULE_OF = {
     "predict_expression": "predict",
     "aggregate_spots": "aggregate",
     "evaluate": "evaluate",
+    "survival_cv": "survival",
+    "survival_fit": "survival_model",
+    "predict_risk": "survival_model",
+    "stratify_risk": "kaplan_meier",
+    "kaplan_meier": "kaplan_meier",
 }
 
 
