@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from ghistpy.cohort_stats.folds import repeated_folds
 from ghistpy.cohort_stats.survival_cv import impute, run_jobs
+
+if TYPE_CHECKING:
+    from sklearn.model_selection import BaseCrossValidator
 
 MODEL, RANDOM, CLINICAL, BOTH, IMAGE = "model", "random", "clinical", "clinical+model", "image"
 
@@ -125,7 +128,6 @@ def _fit_predict(
 ) -> np.ndarray:
     """Support vector machine with a radial kernel on standardised values; γ = 1 / number of values."""
     from sklearn.calibration import CalibratedClassifierCV
-    from sklearn.model_selection import StratifiedKFold
     from sklearn.svm import SVC
 
     mean, scale = values[train].mean(0), values[train].std(0)
@@ -136,11 +138,20 @@ def _fit_predict(
     z = (values[:, varies] - mean[varies]) / scale[varies]
     machine = SVC(C=1.0, kernel="rbf", gamma=1 / values.shape[1])
     if decision == "platt":
-        inner = min(5, int(np.bincount(label[train])[np.unique(label[train])].min()))
-        if inner >= 2:
-            folds = StratifiedKFold(inner, shuffle=True, random_state=int(rng.integers(2**31)))
-            machine = CalibratedClassifierCV(machine, method="sigmoid", cv=folds, ensemble=False)
+        machine = CalibratedClassifierCV(machine, method="sigmoid", cv=_inner_folds(label[train], rng), ensemble=False)
     return machine.fit(z[train], label[train]).predict(z[~train])
+
+
+def _inner_folds(label: np.ndarray, rng: np.random.Generator) -> BaseCrossValidator:
+    """Five folds for the calibration, at random as in libsvm; stratified where one could swallow a whole class."""
+    from sklearn.model_selection import KFold, StratifiedKFold
+
+    smallest, state = int(np.unique(label, return_counts=True)[1].min()), int(rng.integers(2**31))
+    if smallest > -(-len(label) // 5):
+        return KFold(5, shuffle=True, random_state=state)
+    if smallest < 2:
+        raise ValueError("decision='platt': a class has one patient in a training fold; use decision='margin'")
+    return StratifiedKFold(min(5, smallest), shuffle=True, random_state=state)
 
 
 def balanced_accuracy(predicted: np.ndarray, label: np.ndarray, counts: np.ndarray | None = None) -> np.ndarray:
@@ -178,13 +189,13 @@ def balanced_accuracy(predicted: np.ndarray, label: np.ndarray, counts: np.ndarr
     return out if counts is not None else np.asarray(out[0])
 
 
-def permuted(data: Outcomes, how: Classifier, *, n_permutations: int, n_jobs: int = 1, progress: bool = False):
+def permuted(
+    data: Outcomes, how: Classifier, *, n_permutations: int, n_jobs: int = 1, progress: bool = False
+) -> tuple[float, np.ndarray]:
     """Mean balanced accuracy of the model as it is, and with labels dealt to other patients (P,).
 
     The whole procedure is repeated: folds, selection, fit.
     """
-    from dataclasses import replace
-
     how = replace(how, models=(MODEL,))
     observed = float(balanced_accuracy(cross_validate(data, how, n_jobs=n_jobs)[0][0], data.label).mean())
     seeds = np.random.SeedSequence([how.seed, 1]).spawn(n_permutations)
@@ -193,8 +204,6 @@ def permuted(data: Outcomes, how: Classifier, *, n_permutations: int, n_jobs: in
 
 
 def _one_permutation(data: Outcomes, how: Classifier, seed: np.random.SeedSequence) -> float:
-    from dataclasses import replace
-
     rng = np.random.default_rng(seed)
     shuffled = replace(data, label=rng.permutation(data.label))
     try:

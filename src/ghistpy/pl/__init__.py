@@ -3,6 +3,8 @@
 from ghistpy.pl.accuracy import gene_accuracy, gene_scatter
 from ghistpy.pl.maps import compare_genes, slide
 from ghistpy.pl.outlines import nuclei, tissue
+from ghistpy.pl.patients import outcome_accuracy, state_heatmap, volcano
+from ghistpy.pl.survival import c_index, kaplan_meier, risk_features
 from ghistpy.pl.training import history
 from ghistpy.pl.types import composition, confusion
 
@@ -16,4 +18,10 @@ __all__ = [
     "history",
     "tissue",
     "nuclei",
+    "kaplan_meier",
+    "c_index",
+    "risk_features",
+    "outcome_accuracy",
+    "state_heatmap",
+    "volcano",
 ]
