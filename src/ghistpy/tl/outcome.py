@@ -10,6 +10,7 @@ import numpy as np
 
 from ghistpy import _keys
 from ghistpy.tl._patients import (
+    check_table,
     encode_covariates,
     listed,
     need_columns,
@@ -115,6 +116,7 @@ def predict_outcome(
 
     if decision not in ("margin", "platt"):
         raise ValueError(f"decision={decision!r}: expected 'margin' or 'platt'")
+    check_table(adata)
     kinds_of_image, columns_of_image = _split_image_keys(adata, image_keys)
     patients = resolve_patients(
         adata, kind=kind, layer=layer, patient_key=patient_key, agree_on=(outcome, group_key), without=kinds_of_image

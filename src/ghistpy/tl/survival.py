@@ -11,6 +11,7 @@ import numpy as np
 from ghistpy import _keys
 from ghistpy.tl._patients import (
     Patients,
+    check_table,
     columns_of_kind,
     encode_covariates,
     listed,
@@ -181,6 +182,7 @@ def survival_cv(
     from ghistpy.cohort_stats.endpoint import read_endpoint
     from ghistpy.cohort_stats.survival_cv import Procedure, cross_validate
 
+    check_table(adata)
     kinds_of_image, columns_of_image = _split_image_keys(adata, image_keys)
     patients = resolve_patients(
         adata,
@@ -214,7 +216,6 @@ def survival_cv(
             design,
             Procedure(n_features, screen, penalty, ridge, ("model",), n_splits, repeats, seed, risk_scale),
             n_permutations=n_permutations,
-            tau=tau,
             n_jobs=n_jobs,
             progress=progress,
         )
@@ -224,7 +225,7 @@ def survival_cv(
 
 def _split_image_keys(adata: AnnData, keys: Sequence[str]) -> tuple[list[str], list[str]]:
     keys = [keys] if isinstance(keys, str) else list(keys)
-    kinds = set(adata.var["kind"].astype(str)) if hasattr(adata, "var") and "kind" in adata.var else set()
+    kinds = set(adata.var["kind"].astype(str)) if "kind" in adata.var else set()
     unknown = [key for key in keys if key not in kinds and key not in adata.obs.columns]
     if unknown:
         raise ValueError(
