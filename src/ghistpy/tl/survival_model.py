@@ -78,7 +78,7 @@ def survival_fit(
     Hazard ratios of features that were selected on the same patients are too large, and their p-values too
     small; the model says so in ``summary["warnings"]``. Only other patients tell how good it is.
 
-    Proportional hazards: correlation of scaled Schoenfeld residuals with the rank of time (lifelines).
+    Proportional hazards: correlation of scaled Schoenfeld residuals with the rank of time.
 
     References
     ----------
@@ -232,6 +232,7 @@ def _lock(
     patients: np.ndarray,
     notes: dict[str, Any],
 ) -> SurvivalModel:
+    from ghistpy.cohort_stats.coxfit import proportional_hazards
     from ghistpy.cohort_stats.survival_model import SurvivalModel, breslow, hash_of
 
     risk = (values - centre) @ fit.coef
@@ -241,7 +242,8 @@ def _lock(
         variables += [f"{key}={level}" for level in levels[key][1:]] if key in levels else [key]
     se = np.sqrt(np.diag(fit.covariance))
     notes["table"] = _table(variables, fit.coef, se, scale)
-    notes["proportional_hazards"] = _proportional_hazards(values, endpoint, variables, notes)
+    changing = proportional_hazards(values, endpoint.time, endpoint.event, fit)
+    notes["proportional_hazards"] = {name: float(p) for name, p in zip(variables, changing, strict=True)}
     return SurvivalModel(
         features=names,
         covariates=covariates,
@@ -269,32 +271,6 @@ def _table(variables: list[str], coef: np.ndarray, se: np.ndarray, scale: np.nda
     columns = (variables, np.exp(per_sd), np.exp(per_sd - half), np.exp(per_sd + half), p)
     keys = ("variable", "hazard_ratio_per_sd", "ci_low", "ci_high", "pval")
     return [dict(zip(keys, (row[0], *map(float, row[1:])), strict=True)) for row in zip(*columns, strict=True)]
-
-
-def _proportional_hazards(
-    values: np.ndarray, endpoint: Endpoint, variables: list[str], notes: dict[str, Any]
-) -> dict[str, float]:
-    """p-value of each variable, by lifelines; empty where its fit fails."""
-    import warnings
-
-    import pandas as pd
-    from lifelines import CoxPHFitter
-    from lifelines.exceptions import ConvergenceError
-    from lifelines.statistics import proportional_hazard_test
-
-    varies = values.std(0) > 0
-    frame = pd.DataFrame(values[:, varies], columns=[f"v{i}" for i in np.flatnonzero(varies)])
-    frame["time"], frame["event"] = endpoint.time, endpoint.event
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what they say of the fit is said of ours above
-            fitted = CoxPHFitter().fit(frame, "time", "event")
-            found = proportional_hazard_test(fitted, frame, time_transform="rank")
-    except ConvergenceError as error:
-        notes["proportional_hazards_failed"] = str(error).partition("\n")[0]
-        return {}
-    p = np.atleast_1d(found.p_value)
-    return {variables[i]: float(value) for i, value in zip(np.flatnonzero(varies), p, strict=True)}
 
 
 def predict_risk(
