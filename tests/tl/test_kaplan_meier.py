@@ -110,6 +110,21 @@ def test_one_group_and_missing_groups():
     assert gp.get.kaplan_meier(adata).attrs["notes"]["n_without_group"] == 3
 
 
+@pytest.mark.filterwarnings("ignore:Observation names are not unique")
+def test_a_patient_with_several_rows_counts_once():
+    adata = make_patients()
+    adata.obs["arm"] = np.array(["a", "b"])[np.arange(120) % 2]
+    twice = anndata.concat([adata, adata[:50]])
+    twice.obs_names = [f"S{i}" for i in range(170)]
+    twice.obs["patient"] = [*adata.obs_names, *adata.obs_names[:50]]
+    gp.tl.kaplan_meier(adata, **FOLLOW_UP, groupby="arm")
+    gp.tl.kaplan_meier(twice, **FOLLOW_UP, groupby="arm", patient_key="patient")
+    pd.testing.assert_frame_equal(gp.get.kaplan_meier(adata), gp.get.kaplan_meier(twice))
+    twice.obs.loc["S0", "arm"] = "b"
+    with pytest.raises(ValueError, match="rows with different 'arm': P0"):
+        gp.tl.kaplan_meier(twice, **FOLLOW_UP, groupby="arm", patient_key="patient")
+
+
 def test_descriptive_is_said_and_permutation_stands_beside():
     adata = make_patients()
     options = FOLLOW_UP | {"n_features": 2, "n_repeats": 2, "progress": False}

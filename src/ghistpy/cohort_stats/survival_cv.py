@@ -95,7 +95,13 @@ def select_features(
 
 
 def cross_validate(
-    design: Design, how: Procedure, *, tau: float | None, n_jobs: int = 1, folds: np.ndarray | None = None
+    design: Design,
+    how: Procedure,
+    *,
+    tau: float | None,
+    n_jobs: int = 1,
+    folds: np.ndarray | None = None,
+    progress: bool = False,
 ) -> CrossValidation:
     """Run the procedure in every fold of every repeat.
 
@@ -109,6 +115,8 @@ def cross_validate(
         Processes; each repeat has its own generator, so the result does not depend on it.
     folds
         (R, n) folds instead of those that ``how`` asks for.
+    progress
+        Show a progress bar.
 
     Returns
     -------
@@ -130,7 +138,8 @@ def cross_validate(
         start = fit_univariate(impute(design.X, every), RiskSets.of(design.time, design.event)).coef
     seeds = np.random.SeedSequence(how.seed).spawn(len(folds))
     jobs = ((design, how, folds[r], seeds[r], start, tau) for r in range(len(folds)))
-    return _collect(run_jobs(_one_repeat, jobs, n_jobs=n_jobs), folds, how, len(design.time))
+    repeats = run_jobs(_one_repeat, jobs, n_jobs=n_jobs, progress=progress, total=len(folds))
+    return _collect(repeats, folds, how, len(design.time))
 
 
 def run_jobs(

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from ghistpy.tl.kaplan_meier import kaplan_meier, stratify_risk
     from ghistpy.tl.outcome import predict_outcome
     from ghistpy.tl.predict import predict_expression
+    from ghistpy.tl.predict_risk import predict_risk
     from ghistpy.tl.split import split
     from ghistpy.tl.survival import survival_cv
-    from ghistpy.tl.survival_model import predict_risk, survival_fit
+    from ghistpy.tl.survival_model import survival_fit
 
 __all__ = ["split", "fit", "predict_expression", "aggregate_spots", "evaluate"]
 __all__ += ["survival_cv", "survival_fit", "predict_risk", "stratify_risk", "kaplan_meier"]
@@ -35,7 +36,7 @@ _MODULE_OF = {
     "evaluate": "evaluate",
     "survival_cv": "survival",
     "survival_fit": "survival_model",
-    "predict_risk": "survival_model",
+    "predict_risk": "predict_risk",
     "predict_outcome": "outcome",
     "differential_state": "differential_state",
     "cluster_patients": "cluster_patients",

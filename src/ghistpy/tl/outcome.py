@@ -137,11 +137,12 @@ def predict_outcome(
     from ghistpy.cohort_stats.outcome import Outcomes
 
     data = Outcomes(patients.X[rows], label, clinical[rows], image[rows], groups)
-    predicted, selected, _ = cross_validate(data, how, n_jobs=n_jobs)
+    predicted, selected, _ = cross_validate(data, how, n_jobs=n_jobs, progress=progress)
     frames = _frames(predicted, selected, data, how, patients.features, n_bootstraps)
     frames["predictions"] = _predictions(predicted[0], patients.names[rows], label, classes)
     if n_permutations:
         _add_permutations(frames["summary"], data, how, n_permutations, permutation_repeats, n_jobs, progress)
+    notes["n_missing_values"] = int(np.isnan(data.X).sum())
     notes |= {"n_analysed": len(rows), "n_per_class": dict(zip(classes, np.bincount(label).tolist(), strict=True))}
     store(adata, key_added, frames, notes)
 
