@@ -275,19 +275,20 @@ def _null(n, p, rng):
     return Design(rng.normal(size=(n, p)), np.minimum(time, stop), time <= stop)
 
 
-def test_permutation_p_is_calibrated_without_association():
-    """The whole procedure on 50 cohorts: 5 % are rejected, inside binomial bounds."""
+@pytest.mark.parametrize("n_cohorts", [50, pytest.param(400, marks=pytest.mark.slow)])
+def test_permutation_p_is_calibrated_without_association(n_cohorts):
+    """The whole procedure on many cohorts: 5 % are rejected, inside binomial bounds."""
     rng = np.random.default_rng(11)
     how = Procedure(n_features=2, n_repeats=1)
     p = {"c_index": [], "logrank_median": []}
-    for _ in range(50):
+    for _ in range(n_cohorts):
         found = permute(_null(45, 15, rng), how, n_permutations=19)
         for name, values in p.items():
             values.append(found.pvalue(name))
     for values in p.values():
         rejected = np.mean(np.array(values) <= 0.05)
-        assert rejected <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 50)
-        assert 0.4 < np.mean(values) < 0.65  # uniform on 1/20 … 1: 0.525
+        assert rejected <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / n_cohorts)
+        assert abs(np.mean(values) - 0.525) < 3.5 * 0.29 / np.sqrt(n_cohorts)  # uniform on 1/20 … 1
 
 
 def test_log_rank_on_cross_validated_risk_is_no_test():
