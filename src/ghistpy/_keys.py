@@ -46,3 +46,14 @@ ATTRS = "ghistpy"
 # values of uns["ghistpy"]["units"]
 UNITS_COUNTS = "counts"
 UNITS_LOG1P = "log1p(expected count)"
+
+# patients: columns of obs, results in uns["ghistpy"]
+RISK = "risk"
+RISK_GROUP = "risk_group"
+PATIENT_CLUSTER = "patient_cluster"
+SURVIVAL = "survival"
+KAPLAN_MEIER = "kaplan_meier"
+OUTCOME = "outcome"
+DIFFERENTIAL_STATE = "differential_state"
+RISK_ORIGIN = "risk_origin"
+EXTERNAL = "external_validation"

@@ -2,6 +2,12 @@
 
 from ghistpy.datasets.her2st import her2st
 from ghistpy.datasets.simulate import simulate_slide
+from ghistpy.datasets.tcga import tcga_brca
 from ghistpy.datasets.xenium import xenium_lung_tma
 
-__all__ = ["her2st", "simulate_slide", "xenium_lung_tma"]
+__all__ = [
+    "her2st",
+    "simulate_slide",
+    "xenium_lung_tma",
+    "tcga_brca",
+]

@@ -4,7 +4,9 @@ from ghistpy.pl.accuracy import gene_accuracy, gene_scatter
 from ghistpy.pl.maps import compare_genes, slide
 from ghistpy.pl.match import matching
 from ghistpy.pl.outlines import nuclei, tissue
+from ghistpy.pl.patients import outcome_accuracy, state_heatmap, volcano
 from ghistpy.pl.staining import stain
+from ghistpy.pl.survival import c_index, kaplan_meier, risk_features
 from ghistpy.pl.training import history
 from ghistpy.pl.types import composition, confusion
 
@@ -20,4 +22,10 @@ __all__ = [
     "nuclei",
     "stain",
     "matching",
+    "kaplan_meier",
+    "c_index",
+    "risk_features",
+    "outcome_accuracy",
+    "state_heatmap",
+    "volcano",
 ]

@@ -12,12 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ghistpy.tl.aggregate import aggregate_spots
+    from ghistpy.tl.cluster_patients import cluster_patients
+    from ghistpy.tl.differential_state import differential_state
     from ghistpy.tl.evaluate import evaluate
     from ghistpy.tl.fit import fit
+    from ghistpy.tl.kaplan_meier import kaplan_meier, stratify_risk
+    from ghistpy.tl.outcome import predict_outcome
     from ghistpy.tl.predict import predict_expression
+    from ghistpy.tl.predict_risk import predict_risk
     from ghistpy.tl.split import split
+    from ghistpy.tl.survival import survival_cv
+    from ghistpy.tl.survival_model import survival_fit
 
 __all__ = ["split", "fit", "predict_expression", "aggregate_spots", "evaluate"]
+__all__ += ["survival_cv", "survival_fit", "predict_risk", "stratify_risk", "kaplan_meier"]
+__all__ += ["predict_outcome", "differential_state", "cluster_patients"]
 
 _MODULE_OF = {
     "split": "split",
@@ -25,6 +34,14 @@ _MODULE_OF = {
     "predict_expression": "predict",
     "aggregate_spots": "aggregate",
     "evaluate": "evaluate",
+    "survival_cv": "survival",
+    "survival_fit": "survival_model",
+    "predict_risk": "predict_risk",
+    "predict_outcome": "outcome",
+    "differential_state": "differential_state",
+    "cluster_patients": "cluster_patients",
+    "stratify_risk": "kaplan_meier",
+    "kaplan_meier": "kaplan_meier",
 }
 
 
