@@ -80,6 +80,7 @@ def neighbor_correlation(
     array([0.])
     """
     weights = sparse.csr_array(weights).astype(np.float64)
+    weights.eliminate_zeros()
     n = values.shape[0]
     if weights.shape != (n, n):
         raise ValueError(f"weights: expected ({n}, {n}), one row per cell, got {weights.shape}")
