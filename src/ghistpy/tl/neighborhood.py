@@ -102,8 +102,8 @@ def neighborhood_correlation(
     Examples
     --------
     >>> import ghistpy as gp
-    >>> sdata = gp.datasets.simulate_slide(n_cells=300, n_genes=5)
-    >>> gp.tl.neighborhood_correlation(sdata)
+    >>> sdata = gp.datasets.simulate_slide(n_cells=1000, n_genes=10)
+    >>> gp.tl.neighborhood_correlation(sdata, n_neighbors=6)
     >>> gp.tl.neighborhood_correlation(sdata, n_neighbors=6, within_type=True, key_added="nn_within")
     >>> values = sdata["measured"].var
     >>> bool(values["nn_correlation"].mean() > values["nn_within"].mean())
