@@ -41,7 +41,7 @@ def embedding(
     adata_or_sdata
         Table or slide on which :func:`ghistpy.tl.embed` ran.
     color
-        A categorical or numeric column of ``obs``, or a gene (as stored in ``X``).
+        A categorical or numeric column of ``obs``, or a gene (as log1p(count) whatever ``X`` holds).
     table_key
         Table of the slide.
     basis
@@ -81,7 +81,10 @@ def embedding(
         dot = {"marker": "o", "ls": "", "ms": 6, "mec": "none"}
         outside_legend(ax, [Line2D([], [], color=c, label=n, **dot) for n, c in colours.items()], title=color)
     else:
-        values, label = _numbers(table, color, where)
+        if color in table.var_names:
+            values, label = _log_counts(table, color), f"{color}, log1p(count)"
+        else:
+            values, label = _numbers(table, color, where)
         rows = rows[np.argsort(values[rows], kind="stable")]
         norm = _range(values[rows])
         ax.scatter(*place[rows].T, c=values[rows], cmap=cmap, norm=norm, **style)

@@ -49,11 +49,20 @@ def pairs_of_graph(graph: sparse.sparray) -> np.ndarray:
     >>> pairs_of_graph(sparse.csr_array(np.array([[0, 1, 0], [1, 0, 1], [0, 0, 0]]))).tolist()
     [[0, 1], [1, 2]]
     """
-    edges = sparse.coo_array(graph)
-    low, high = np.minimum(edges.row, edges.col), np.maximum(edges.row, edges.col)
-    key = np.unique(low.astype(np.int64) * graph.shape[0] + high)
-    pairs = np.column_stack(np.divmod(key, graph.shape[0]))
-    return pairs[pairs[:, 0] != pairs[:, 1]]
+    by_row = sparse.csr_array(graph)
+    by_row.sort_indices()
+    upper = _keys_above(by_row)
+    lower = _keys_above(by_row.tocsc().T)  # the same for the edges in the other direction; linear, no sort
+    if len(upper) != len(lower) or (upper != lower).any():
+        upper = np.union1d(upper, lower)
+    return np.column_stack(np.divmod(upper, graph.shape[0]))
+
+
+def _keys_above(graph: sparse.csr_array) -> np.ndarray:
+    """Row · n + column of the edges above the diagonal, ascending."""
+    row = np.repeat(np.arange(graph.shape[0]), np.diff(graph.indptr))
+    above = graph.indices > row
+    return row[above] * graph.shape[0] + graph.indices[above]
 
 
 def pairs_within(coordinates: np.ndarray, radius: float) -> np.ndarray:
@@ -103,18 +112,19 @@ def cell_type_interaction(
     ([1.0, 1.0, 1.0], [0.167, 0.667, 0.167])
     """
     codes = np.asarray(codes, dtype=np.int64)
-    pairs = np.asarray(pairs, dtype=np.int64).reshape(-1, 2)
+    pairs = np.asarray(pairs).reshape(-1, 2).astype(np.int64, copy=False)
     if len(pairs) and pairs.max() >= len(codes):
         raise ValueError(f"pairs: refer to cell {pairs.max()}, but there are {len(codes)} codes")
-    pairs = pairs[(codes[pairs] >= 0).all(axis=1)]
+    kept = (codes[pairs] >= 0).all(axis=1)
+    pairs = np.ascontiguousarray(pairs.T if kept.all() else pairs[kept].T)  # (2, m)
     groups = np.zeros(len(codes), np.int64) if groups is None else np.unique(groups, return_inverse=True)[1]
     first, second = np.triu_indices(n_types)
     count = _count(codes, pairs, n_types)[first, second]
-    total = max(len(pairs), 1)
+    total = max(pairs.shape[1], 1)
     expected = _expected(codes, pairs, groups, n_types)[first, second]
-    fraction = count / total if len(pairs) else np.full(len(first), np.nan)
+    fraction = count / total if pairs.size else np.full(len(first), np.nan)
     pval = zscore = np.full(len(first), np.nan)
-    if n_perms and len(pairs):
+    if n_perms and pairs.size:
         known = np.flatnonzero(codes >= 0)
         draws = np.empty((n_perms, len(first)))
         for k, shuffled in enumerate(shuffled_codes(codes, groups, known, n_perms, seed)):
@@ -125,15 +135,18 @@ def cell_type_interaction(
 
 def _count(codes: np.ndarray, pairs: np.ndarray, n_types: int) -> np.ndarray:
     """(C, C) pairs, upper triangle: a-b and b-a together."""
-    a, b = codes[pairs[:, 0]], codes[pairs[:, 1]]
-    n = np.bincount(a * n_types + b, minlength=n_types**2).reshape(n_types, n_types)
+    small = codes.astype(np.min_scalar_type(n_types**2))  # quick to gather
+    key = small[pairs[0]]
+    key *= small.dtype.type(n_types)
+    key += small[pairs[1]]
+    n = np.bincount(key, minlength=n_types**2).reshape(n_types, n_types)
     return np.triu(n + n.T) - np.diag(np.diag(n))
 
 
 def _expected(codes: np.ndarray, pairs: np.ndarray, groups: np.ndarray, n_types: int) -> np.ndarray:
     """Share of pairs of types (a, b) when types are shuffled within groups; pairs lie within groups."""
     out, total = np.zeros((n_types, n_types)), 0
-    in_group = np.bincount(groups[pairs[:, 0]], minlength=groups.max(initial=0) + 1)
+    in_group = np.bincount(groups[pairs[0]], minlength=groups.max(initial=0) + 1)
     for group, m in enumerate(in_group):
         c = codes[(groups == group) & (codes >= 0)]
         n = np.bincount(c, minlength=n_types).astype(np.float64)
@@ -154,10 +167,9 @@ def shuffled_codes(codes: np.ndarray, groups: np.ndarray, known: np.ndarray, n_p
         rng = np.random.default_rng(sequence)
         out = codes.copy()
         if several:
-            mixed = known[np.lexsort((rng.random(len(known)), groups[known]))]
+            out[order] = codes[known[np.lexsort((rng.random(len(known)), groups[known]))]]
         else:
-            mixed = rng.permutation(order)
-        out[order] = codes[mixed]
+            out[order] = rng.permutation(codes[order])
         yield out
 
 

@@ -13,6 +13,7 @@ from ghistpy.stats.metrics import Columns, Matrix, column_blocks, dense_columns
 
 MAX_ALL_PAIRS = 5000
 _FLAT = 1e-10  # share of the raw second moment below which a variance is rounding
+_CONSTANT = 1e-9  # SD below this share of the largest value: constant up to rounding
 _ROWS_AT_ONCE = 500
 
 
@@ -68,8 +69,8 @@ def neighbor_correlation(
     -----
     With rows that sum to 1, over pairs (cell i, neighbour j) with weight w_ij:
     r = cov_w(x_i, x_j) / √(var_w(x_i) · var_w(x_j)). One neighbour each gives the correlation of a cell
-    with its nearest neighbour. Pairs that are each other's neighbour count twice. O(edges · genes),
-    without densifying a sparse matrix unless there are covariates.
+    with its nearest neighbour. Pairs that are each other's neighbour count twice. O(edges · genes); genes are
+    widened to dense float64 block by block.
 
     Examples
     --------
@@ -84,71 +85,57 @@ def neighbor_correlation(
     n = values.shape[0]
     if weights.shape != (n, n):
         raise ValueError(f"weights: expected ({n}, {n}), one row per cell, got {weights.shape}")
-    total = weights.sum(axis=1)
-    inverse = np.divide(1.0, total, out=np.zeros(n), where=total > 0)
-    scaled = weights.multiply(inverse[:, None]).tocsr()
-    source, target, n_cells = _indicators(scaled, strata, n)
-    if sparse.issparse(values) and covariates is None:
-        moments = _sparse_moments(sparse.csr_array(values).astype(np.float64), scaled, source, target)
-    else:
-        moments = _dense_moments(values, scaled, source, target, covariates)
-    return _from_moments(*moments, n_cells)
+    degree = np.diff(weights.indptr)
+    scaled = sparse.csr_array(
+        (weights.data / np.repeat(weights.sum(axis=1), degree), weights.indices, weights.indptr), shape=(n, n)
+    )
+    linked = np.flatnonzero(degree)
+    source = _indicator(strata, linked, n)
+    # what a cell weighs as a neighbour, by stratum of the cell whose neighbour it is
+    moments = source, scaled.T @ source
+    single = scaled.indices if len(linked) == scaled.nnz else None
+    values = values.tocsc() if sparse.issparse(values) else np.asarray(values)
+    basis = None if covariates is None else _orthonormal(covariates, n)
+    parts = []
+    for columns in column_blocks(n, values.shape[1]):
+        z = _centred(values, columns, basis)
+        if single is not None:
+            lag = np.zeros_like(z)
+            lag[:, linked] = np.take(z, single, axis=1)
+        else:
+            lag = np.ascontiguousarray((scaled @ np.ascontiguousarray(z.T)).T)
+        square = z * z
+        np.multiply(z, lag, out=lag)
+        parts.append([z @ moments[0], z @ moments[1], square @ moments[0], square @ moments[1], lag @ moments[0]])
+    joined = [np.concatenate([p[i] for p in parts]) if parts else np.zeros((0, source.shape[1])) for i in range(5)]
+    return _from_moments(*joined, source.sum(axis=0))
 
 
-def _indicators(
-    scaled: sparse.csr_array, strata: np.ndarray | None, n: int
-) -> tuple[sparse.csr_array, sparse.csr_array, np.ndarray]:
-    """(T, n) weights of the cells as sources and as targets, by stratum of the source."""
-    linked = np.diff(scaled.indptr) > 0
+def _indicator(strata: np.ndarray | None, linked: np.ndarray, n: int) -> np.ndarray:
+    """(n, T) one for every cell with neighbours, in the column of its stratum."""
     code = np.zeros(n, np.int64) if strata is None else np.asarray(strata)
     if code.shape != (n,):
         raise ValueError(f"strata: expected one code per cell ({n}), got shape {code.shape}")
     if (code[linked] < 0).any():
         raise ValueError("strata: cells with a negative code have edges; leave those out of weights")
-    n_strata = 1 if strata is None else int(code.max(initial=-1)) + 1
-    rows = np.flatnonzero(linked)
-    source = sparse.csr_array((np.ones(len(rows)), (code[rows], rows)), shape=(n_strata, n))
-    return source, sparse.csr_array(source @ scaled), np.bincount(code[rows], minlength=n_strata)
+    out = np.zeros((n, 1 if strata is None else int(code.max(initial=-1)) + 1))
+    out[linked, code[linked]] = 1.0
+    return out
 
 
-def _sparse_moments(X: sparse.csr_array, scaled: sparse.csr_array, source: sparse.csr_array, target: sparse.csr_array):
-    if scaled.nnz == scaled.shape[0] and (np.diff(scaled.indptr) == 1).all():
-        lag = X[scaled.indices]  # one neighbour each: rows, no product
-    else:
-        lag = scaled @ X
-    squared = X.copy()
-    squared.data **= 2
-    product = X.multiply(lag)
-    return tuple(
-        (a @ b).toarray()
-        for a, b in ((source, X), (target, X), (source, squared), (target, squared), (source, product))
-    )
-
-
-def _dense_moments(
-    values: Matrix,
-    scaled: sparse.csr_array,
-    source: sparse.csr_array,
-    target: sparse.csr_array,
-    covariates: np.ndarray | None,
-):
-    values = values.tocsc() if sparse.issparse(values) else np.asarray(values)
-    basis = None if covariates is None else _orthonormal(covariates, len(scaled.indptr) - 1)
-    single = scaled.nnz == scaled.shape[0] and (np.diff(scaled.indptr) == 1).all()
-    parts = []
-    for columns in column_blocks(*values.shape):
-        block = Columns(dense_columns(values, columns))
-        z = np.ascontiguousarray(block.centred)
-        if basis is not None:
-            z = z - basis @ (basis.T @ z)
-        z[:, block.constant] = 0.0
-        if basis is not None:  # a gene that the covariates explain wholly leaves rounding only
-            z[:, (z**2).sum(axis=0) <= _FLAT * block.power] = 0.0
-        lag = z[scaled.indices] if single else scaled @ z
-        parts.append((source @ z, target @ z, source @ z**2, target @ z**2, source @ (z * lag)))
-    if not parts:
-        return (np.zeros((source.shape[0], 0)),) * 5
-    return tuple(np.concatenate([p[i] for p in parts], axis=1) for i in range(5))
+def _centred(values: Matrix, columns: np.ndarray, basis: np.ndarray | None) -> np.ndarray:
+    """Genes (b, n), each contiguous, without mean and covariates; 0 where nothing is left."""
+    block = values[:, columns]
+    dense = block.toarray(order="F") if sparse.issparse(block) else block
+    z = np.array(dense.T, dtype=np.float64, order="C")
+    scale = np.maximum(z.max(axis=1), -z.min(axis=1))
+    z -= z.mean(axis=1, keepdims=True)
+    power = np.einsum("gi,gi->g", z, z)
+    if basis is not None:
+        z -= (z @ basis) @ basis.T
+    left = power if basis is None else np.einsum("gi,gi->g", z, z)
+    z[(left <= _FLAT * power) | (left <= z.shape[1] * (_CONSTANT * scale) ** 2)] = 0.0
+    return z
 
 
 def _orthonormal(covariates: np.ndarray, n: int) -> np.ndarray:
@@ -162,17 +149,17 @@ def _orthonormal(covariates: np.ndarray, n: int) -> np.ndarray:
 
 
 def _from_moments(sx, sy, sxx, syy, sxy, n_cells: np.ndarray) -> NeighborCorrelation:
-    """Moments (T, G) of cells (x) and their neighbours (y), every cell with weight 1."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean = np.divide(1.0, n_cells, out=np.zeros(len(n_cells)), where=n_cells > 0)[:, None]
-        cov, var_x, var_y = sxy - sx * sy * mean, sxx - sx**2 * mean, syy - sy**2 * mean
-        pooled = _ratio(cov.sum(axis=0), var_x.sum(axis=0), var_y.sum(axis=0), sxx.sum(axis=0), syy.sum(axis=0))
-        return NeighborCorrelation(pooled, _ratio(cov, var_x, var_y, sxx, syy).T, n_cells.astype(np.int64))
+    """Moments (G, T) of cells (x) and their neighbours (y), every cell with weight 1."""
+    mean = np.divide(1.0, n_cells, out=np.zeros(len(n_cells)), where=n_cells > 0)
+    cov, var_x, var_y = sxy - sx * sy * mean, sxx - sx**2 * mean, syy - sy**2 * mean
+    pooled = _ratio(cov.sum(axis=1), var_x.sum(axis=1), var_y.sum(axis=1), sxx.sum(axis=1), syy.sum(axis=1))
+    return NeighborCorrelation(pooled, _ratio(cov, var_x, var_y, sxx, syy), n_cells.astype(np.int64))
 
 
 def _ratio(cov, var_x, var_y, raw_x, raw_y) -> np.ndarray:
     flat = (var_x <= _FLAT * raw_x) | (var_y <= _FLAT * raw_y)
-    return np.where(flat, np.nan, np.clip(cov / np.sqrt(np.abs(var_x)) / np.sqrt(np.abs(var_y)), -1.0, 1.0))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(flat, np.nan, np.clip(cov / np.sqrt(np.abs(var_x)) / np.sqrt(np.abs(var_y)), -1.0, 1.0))
 
 
 def edges_of_types(
