@@ -1,5 +1,6 @@
 """Tidy frames of what the tools wrote."""
 
 from ghistpy.get.evaluation import evaluation
+from ghistpy.get.neighbours import comparison, composition, interaction, ripley
 
-__all__ = ["evaluation"]
+__all__ = ["evaluation", "composition", "interaction", "ripley", "comparison"]
