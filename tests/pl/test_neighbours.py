@@ -69,6 +69,18 @@ def test_ripley_draws_curves_and_envelope(slide):
     assert sum(line.get_gid() in names for line in one.lines) == 1
 
 
+def test_composition_by_region_is_stacked_to_one(slide):
+    gp.tl.composition(slide, table_key="measured", groupby="niche")
+    ax = gp.pl.composition(slide, table_key="measured", key="composition")
+    frame = gp.get.composition(slide, table_key="measured")
+    regions = list(frame["region"].drop_duplicates())
+    assert [t.get_text().split("  ")[0] for t in ax.get_yticklabels()] == regions
+    width = {c.get_label(): [p.get_width() for p in c] for c in ax.containers}
+    for name, part in frame.groupby("cell_type"):
+        np.testing.assert_allclose(width[name], part.set_index("region")["proportion"][regions].fillna(0))
+    np.testing.assert_allclose(sum(np.array(v) for v in width.values()), 1)
+
+
 def test_embedding_draws_sampled_cells_only(slide):
     table = slide["measured"]
     place = np.random.default_rng(0).normal(size=(table.n_obs, 2))

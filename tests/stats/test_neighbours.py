@@ -202,3 +202,16 @@ def test_constant_genes_and_single_cells_are_nan():
     for X in (np.full((30, 2), 3.7), sparse.csr_array(np.full((30, 2), 3.7)), sparse.csr_array((30, 2))):
         assert np.isnan(stats.nn_correlation(X, xy)).all()
         assert np.isnan(stats.morans_i_all_pairs(X, xy)).all()
+
+
+@pytest.mark.data
+def test_published_summary_of_genes_that_do_not_vary_in_space(data_dir):
+    import json
+
+    folder = data_dir / "golden" / "downstream"
+    genes = pd.read_csv(folder / "supp9_top20_nonSVG.csv")
+    expected = json.loads((folder / "supp9_expected.json").read_text())
+    for method, part in genes.groupby("method"):
+        summary = stats.summarise(part["per_gene_cor"].to_numpy())
+        assert summary.median == pytest.approx(expected[method]["median"], abs=1e-9)
+        assert summary.mean == pytest.approx(expected[method]["mean"], abs=1e-9)
