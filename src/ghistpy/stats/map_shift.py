@@ -1,4 +1,4 @@
-"""Does a map follow the layout of the tissue more than the same map laid elsewhere does?"""
+"""Maps against copies of the layout of the tissue that are laid elsewhere."""
 
 from __future__ import annotations
 

@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from ghistpy.tl.aggregate import aggregate_spots
     from ghistpy.tl.evaluate import evaluate
     from ghistpy.tl.fit import fit
+    from ghistpy.tl.local_moran import local_moran
     from ghistpy.tl.predict import predict_expression
     from ghistpy.tl.split import split
+    from ghistpy.tl.svg import svg
 
-__all__ = ["split", "fit", "predict_expression", "aggregate_spots", "evaluate"]
+__all__ = ["split", "fit", "predict_expression", "aggregate_spots", "evaluate", "svg", "local_moran"]
 
 _MODULE_OF = {
     "split": "split",
@@ -25,6 +27,8 @@ _MODULE_OF = {
     "predict_expression": "predict",
     "aggregate_spots": "aggregate",
     "evaluate": "evaluate",
+    "svg": "svg",
+    "local_moran": "local_moran",
 }
 
 
