@@ -3,6 +3,7 @@
 from ghistpy.pl.accuracy import gene_accuracy, gene_scatter
 from ghistpy.pl.maps import compare_genes, slide
 from ghistpy.pl.outlines import nuclei, tissue
+from ghistpy.pl.spatial_genes import svg, svg_ranking
 from ghistpy.pl.training import history
 from ghistpy.pl.types import composition, confusion
 
@@ -16,4 +17,6 @@ __all__ = [
     "history",
     "tissue",
     "nuclei",
+    "svg",
+    "svg_ranking",
 ]

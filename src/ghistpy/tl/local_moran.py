@@ -84,7 +84,7 @@ def local_moran(
     >>> table.obsm["local_moran"].shape
     (600, 1)
     """
-    from ghistpy.stats.local_moran import local_moran as compute
+    from ghistpy.stats.local_autocorrelation import local_moran as compute
 
     genes = [genes] if isinstance(genes, str) else list(genes)
     if not genes:

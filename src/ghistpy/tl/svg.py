@@ -330,7 +330,7 @@ def _autocorrelation(table: Table, values: Any, chosen: Any, found: Any, options
 
 
 def _sparkx(table: Table, values: Any, chosen: Any, found: Any, options: _Options) -> _Result:
-    from ghistpy.stats.sparkx import sparkx
+    from ghistpy.stats.coordinate_tests import sparkx
 
     notes: dict[str, Any] = {}
     if found is not None:
@@ -348,8 +348,8 @@ def _sparkx(table: Table, values: Any, chosen: Any, found: Any, options: _Option
 
 
 def _map_shift(table: Table, chosen: Any, found: Any, options: _Options, result: _Result) -> None:
+    from ghistpy.stats.coordinate_tests import coordinate_kernels
     from ghistpy.stats.map_shift import map_shift_test
-    from ghistpy.stats.sparkx import coordinate_kernels
     from ghistpy.tl._table import regions
 
     if regions(table) is not None:
