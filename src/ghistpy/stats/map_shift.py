@@ -50,12 +50,13 @@ def map_shift_test(
     seed: int = 0,
     progress: Callable[[Iterator[int]], Iterator[int]] | None = None,
 ) -> MapShift:
-    """Test whether genes follow a layout, against copies of the layout that are shifted and turned.
+    """Test whether genes follow a layout, against copies of the layout that are shifted.
 
     The null hypothesis: the map of the gene and the layout are unrelated, each with whatever smoothness it
     has of its own. In a copy every point takes the layout of the point that lies nearest to it after a
-    shift on the torus of the bounding box and, in half of the copies, a turn by 180 degrees. Both maps keep
-    their autocorrelation, so smoothness alone, of a prediction or of depth, is no evidence.
+    toroidal shift of the slide, which is continued by its mirror images so that nothing is cut where the
+    sides meet. Both maps keep their autocorrelation, so smoothness alone, of a prediction or of depth, is
+    no evidence.
 
     Parameters
     ----------
@@ -89,8 +90,10 @@ def map_shift_test(
     Points that leave the tissue (further from the nearest point than three times the typical distance
     between points) are left out of that copy, of gene and layout alike.
 
-    A shift on a torus cuts the layout where the sides meet, and a tissue of few correlation lengths has
-    few really different shifts: with ranges above a fifth of the slide the test rejects somewhat too often.
+    A slide of few correlation lengths has few really different shifts. In simulations with stationary maps
+    the test rejected 5 to 8 % instead of 5 % (docs: spatially variable genes). Maps are assumed to be alike
+    in all directions: a mirror image turns stripes.
+
     O(n_shifts x (stored values x p + n log n)).
 
     References
@@ -139,10 +142,9 @@ def _draw(tree: cKDTree, reach: float, rng: np.random.Generator) -> tuple[np.nda
     xy = tree.data
     low, side = xy.min(axis=0), np.maximum(np.ptp(xy, axis=0), 1e-12)
     for tried in range(_DRAWS):
-        place = xy - low
-        if rng.random() < 0.5:
-            place = side - place
-        place = low + (place + rng.random(2) * side) % side
+        # the slide and its mirror images tile a torus of twice its sides without a cut
+        place = (xy - low + rng.random(2) * 2 * side) % (2 * side)
+        place = low + np.where(place > side, 2 * side - place, place)
         distance, source = tree.query(place)
         inside = distance <= reach
         if inside.mean() >= _OVERLAP:

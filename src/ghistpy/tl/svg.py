@@ -32,7 +32,7 @@ _CLAIMS = {
         "types and spill-over of transcripts do this as well as biology."
     ),
     "map_shift": (
-        "The map follows the layout more closely than it follows copies of the layout that are shifted or turned. "
+        "The map follows the layout more closely than it follows copies of the layout that are shifted. "
         "Smoothness alone does not do this."
     ),
 }
@@ -127,9 +127,9 @@ def svg(
             are wrong, most genes are rejected. Withheld for in-silico tables.
         ``"map_shift"``
             the map of the gene is unrelated to the layout of the slide, however smooth both are: p compares
-            how well the layout explains the gene with copies of it that are shifted on a torus or turned by
-            180 degrees. The layout are SPARK-X's functions of the coordinates, or ``layout_key``. The score
-            remains that of the method. The only p-value for in-silico tables.
+            how well the layout explains the gene with copies of it that are shifted on a torus, the slide
+            continued by its mirror images. The layout are SPARK-X's functions of the coordinates, or
+            ``layout_key``. The score remains that of the method. The only p-value for in-silico tables.
     alternative
         ``"greater"``: neighbours more alike than under the null; ``"less"``, ``"two-sided"``. SPARK-X and map
         shifts have no direction.
