@@ -92,17 +92,12 @@ def svg(
     if image_key is not None and sdata is None:
         raise ValueError(f"image_key={image_key!r}: an AnnData has no image; give the SpatialData")
     marks = _marks(sdata, table)
-    rows = -(-len(genes) // n_columns)
-    columns = min(n_columns, len(genes))
-    _, grid = plt.subplots(rows, columns, figsize=(3.3 * columns, 3.0 * rows), squeeze=False, layout="constrained")
-    axes = grid.ravel()[: len(genes)]
-    for unused in grid.ravel()[len(genes) :]:
-        unused.set_axis_off()
     picture, extent = (
         frame_of(sdata, image_key, window_um, marks)
         if image_key is not None
         else (None, window_um or bounds([marks], margin=0.02) or (0.0, 0.0, 1.0, 1.0))
     )
+    axes = _grid(len(genes), n_columns, extent)
     shown = inside(marks, extent)
     for ax, gene in zip(axes, genes, strict=True):
         values = _values(table, gene, layer)
@@ -115,6 +110,18 @@ def svg(
         _shared_bar([ax], norm, cmap, "")
         ax.set_title(_title(gene, frame, frame.attrs["notes"]["method"]), fontsize=8.5, color=INK)
     return axes
+
+
+def _grid(n: int, n_columns: int, extent: Extent) -> np.ndarray:
+    """Axes (n,) whose panels have the shape of the window."""
+    columns = min(n_columns, n)
+    rows = -(-n // columns)
+    tall = np.clip((extent[3] - extent[1]) / max(extent[2] - extent[0], 1e-9), 0.3, 2.0)
+    size = (3.3 * columns, (2.7 * tall + 0.35) * rows)
+    _, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    for unused in grid.ravel()[n:]:
+        unused.set_axis_off()
+    return grid.ravel()[:n]
 
 
 def svg_ranking(
@@ -211,7 +218,9 @@ def _title(gene: str, frame: pd.DataFrame, method: str) -> str:
         return f"{gene} (no score)"
     row = frame.loc[gene]
     text = f"{gene}  {_SCORE[method]} {row['score']:.3g}"
-    return text if np.isnan(row["pval_adj"]) else f"{text}, adj. p {row['pval_adj']:.2g}"
+    if np.isnan(row["pval_adj"]):
+        return text
+    return f"{text}, adj. p {row['pval_adj']:.2g}" if row["pval_adj"] > 0 else f"{text}, adj. p < 1e-300"
 
 
 def _table(adata_or_sdata: AnnData | SpatialData, table_key: str | None) -> tuple[AnnData, SpatialData | None]:
