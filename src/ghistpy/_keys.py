@@ -11,6 +11,8 @@ INSILICO = "insilico"
 INSILICO_SPOTS = "insilico_spots"
 TISSUE = "tissue"
 EVALUATION = "evaluation"
+SVG = "svg"
+LOCAL_MORAN = "local_moran"
 
 # coordinate system whose Scale holds µm/px
 MICRONS = "microns"

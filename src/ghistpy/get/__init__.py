@@ -2,5 +2,6 @@
 
 from ghistpy.get.evaluation import evaluation
 from ghistpy.get.neighbours import comparison, composition, interaction, ripley
+from ghistpy.get.spatial_genes import svg
 
-__all__ = ["evaluation", "composition", "interaction", "ripley", "comparison"]
+__all__ = ["evaluation", "composition", "svg", "interaction", "ripley", "comparison"]

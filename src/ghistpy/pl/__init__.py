@@ -5,6 +5,7 @@ from ghistpy.pl.embedding import embedding, marker_maps
 from ghistpy.pl.maps import compare_genes, slide
 from ghistpy.pl.neighbours import interaction, nn_correlation, ripley
 from ghistpy.pl.outlines import nuclei, tissue
+from ghistpy.pl.spatial_genes import svg, svg_ranking
 from ghistpy.pl.training import history
 from ghistpy.pl.types import composition, confusion
 
@@ -23,4 +24,6 @@ __all__ = [
     "marker_maps",
     "tissue",
     "nuclei",
+    "svg",
+    "svg_ranking",
 ]

@@ -3,8 +3,11 @@
 from ghistpy.stats.autocorrelation import morans_i
 from ghistpy.stats.ceiling import Ceiling, noise_ceiling
 from ghistpy.stats.composition import local_composition, type_counts
+from ghistpy.stats.coordinate_tests import SparkX, sparkx
 from ghistpy.stats.depth import depth_adjusted_pearson
 from ghistpy.stats.interaction import Interaction, cell_type_interaction, pairs_of_graph, pairs_within
+from ghistpy.stats.local_autocorrelation import LocalMoran, local_moran
+from ghistpy.stats.map_shift import MapShift, map_shift_test
 from ghistpy.stats.metrics import (
     METRICS,
     Summary,
@@ -19,6 +22,7 @@ from ghistpy.stats.metrics import (
     ssim_global,
     summarise,
 )
+from ghistpy.stats.multiple import adjust_pvalues, cauchy_combination
 from ghistpy.stats.neighbours import (
     NeighborCorrelation,
     away_from_border,
@@ -31,20 +35,28 @@ from ghistpy.stats.neighbours import (
 from ghistpy.stats.ridge import Ridge, fit_ridge
 from ghistpy.stats.ripley import Window, cross_l, l_scores, ripley_pairs
 from ghistpy.stats.skill import skill_score, variance_ratio, within_type_pearson
+from ghistpy.stats.spatial_autocorrelation import Autocorrelation, autocorrelation_test, row_standardised
 from ghistpy.stats.types import CompositionAgreement, TypeAgreement, composition_agreement, type_agreement
 
 __all__ = [
     "METRICS",
+    "Autocorrelation",
     "Ceiling",
     "CompositionAgreement",
     "Interaction",
+    "LocalMoran",
+    "MapShift",
     "NeighborCorrelation",
     "Ridge",
+    "SparkX",
     "Summary",
     "TypeAgreement",
     "Window",
+    "adjust_pvalues",
     "auc",
+    "autocorrelation_test",
     "away_from_border",
+    "cauchy_combination",
     "cell_type_interaction",
     "composition_agreement",
     "cross_l",
@@ -56,6 +68,8 @@ __all__ = [
     "js_divergence",
     "l_scores",
     "local_composition",
+    "local_moran",
+    "map_shift_test",
     "morans_i",
     "morans_i_all_pairs",
     "mutual_information",
@@ -68,7 +82,9 @@ __all__ = [
     "pearson",
     "ripley_pairs",
     "rmse",
+    "row_standardised",
     "skill_score",
+    "sparkx",
     "spearman",
     "ssim_global",
     "summarise",

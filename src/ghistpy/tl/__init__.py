@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from ghistpy.tl.evaluate import evaluate
     from ghistpy.tl.fit import fit
     from ghistpy.tl.interaction import cell_type_interaction
+    from ghistpy.tl.local_moran import local_moran
     from ghistpy.tl.neighborhood import neighborhood_correlation
     from ghistpy.tl.predict import predict_expression
     from ghistpy.tl.ripley import ripley_l
     from ghistpy.tl.split import split
+    from ghistpy.tl.svg import svg
 
 __all__ = [
     "split",
@@ -30,6 +32,8 @@ __all__ = [
     "aggregate_spots",
     "evaluate",
     "composition",
+    "svg",
+    "local_moran",
     "neighborhood_correlation",
     "cell_type_interaction",
     "ripley_l",
@@ -49,6 +53,8 @@ _MODULE_OF = {
     "ripley_l": "ripley",
     "embed": "embed",
     "compare_tables": "compare",
+    "svg": "svg",
+    "local_moran": "local_moran",
 }
 
 

@@ -313,11 +313,7 @@ def neighbours(
         made = knn_graph(xy, k, groups=groups, symmetric=symmetric, distances=distances)
         source = f"{k} nearest neighbours" + (", symmetric" if symmetric else "")
     if made.n_isolated:
-        warnings.warn(
-            f"{made.n_isolated} of {made.n} rows of {table.label} have no neighbour ({source})",
-            UserWarning,
-            stacklevel=3,
-        )
+        logger.warning("%d of %d rows of %s have no neighbour (%s)", made.n_isolated, made.n, table.label, source)
     return Neighbours(made.weights, source, made.n_isolated, made.n_duplicates, made.distances)
 
 
@@ -346,11 +342,7 @@ def _given(table: Table, graph: Any, distances: bool) -> Neighbours:
     weights = check_graph(weights, table.n, coordinates=xy, argument=f"graph ({source})")
     isolated = int((np.diff(weights.indptr) == 0).sum())
     if isolated:
-        warnings.warn(
-            f"{isolated} of {table.n} rows of {table.label} have no neighbour in the {source}",
-            UserWarning,
-            stacklevel=4,
-        )
+        logger.warning("%d of %d rows of %s have no neighbour (%s)", isolated, table.n, table.label, source)
     lengths, duplicates = None, 0
     if xy is not None:
         duplicates = count_duplicates(xy)

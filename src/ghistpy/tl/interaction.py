@@ -130,6 +130,8 @@ def cell_type_interaction(
 def _frame(result: Any, names: list[str], withheld: bool) -> pd.DataFrame:
     import pandas as pd
 
+    from ghistpy import stats
+
     labels = np.array(names, dtype=object)
     pval = np.full(len(result.pval), np.nan) if withheld else result.pval
     seen = (result.fraction > 0) & (result.expected > 0)
@@ -144,16 +146,6 @@ def _frame(result: Any, names: list[str], withheld: bool) -> pd.DataFrame:
             "log2_ratio": np.where(seen, np.log2(ratio), np.nan),
             "zscore": result.zscore,
             "pval": pval,
-            "pval_adj": adjust(pval),
+            "pval_adj": stats.adjust_pvalues(pval),
         }
     )
-
-
-def adjust(pval: np.ndarray) -> np.ndarray:
-    """Benjamini-Hochberg over the values that are not NaN."""
-    from scipy.stats import false_discovery_control
-
-    out, known = np.full(pval.shape, np.nan), np.isfinite(pval)
-    if known.any():
-        out[known] = false_discovery_control(pval[known])
-    return out

@@ -11,7 +11,7 @@ import numpy as np
 from ghistpy import _keys
 from ghistpy.tl._notes import check_key, write_frame, write_notes
 from ghistpy.tl._table import Table, cell_types, coordinates, regions, resolve_table
-from ghistpy.tl.interaction import WITHHELD, adjust
+from ghistpy.tl.interaction import WITHHELD
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -287,6 +287,7 @@ def _write_spatstat(
 def _test(
     table: Table, key: str, pairs: Any, codes: np.ndarray, names: list[str], radii: np.ndarray, n_perms: int, seed: int
 ) -> str:
+    from ghistpy import stats
     from ghistpy.stats.ripley import random_labelling
 
     test = random_labelling(pairs, codes, len(names), radii, n_perms=n_perms, seed=seed)
@@ -295,5 +296,5 @@ def _test(
     if table.in_silico:
         logger.warning("p-values of ripley_l on %s are %s", table.label, WITHHELD)
         return WITHHELD
-    scores["pval"], scores["pval_adj"] = test.pval.ravel(), adjust(test.pval.ravel())
+    scores["pval"], scores["pval_adj"] = test.pval.ravel(), stats.adjust_pvalues(test.pval.ravel())
     return "two-sided, of the score; null: types are exchangeable among cells, positions fixed"
