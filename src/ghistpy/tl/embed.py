@@ -55,16 +55,16 @@ def embed(
 
     Writes
     ------
-    =============== ==== ========= ================================================================
-    key             slot dtype     meaning
-    =============== ==== ========= ================================================================
-    ``X_pca``       obsm float32   components; NaN for cells that were not sampled
-    ``X_umap``      obsm float32   (n, 2); NaN for cells that were not sampled
-    ``embedded``    obs  bool      whether the cell was sampled
-    ``markers``     uns  DataFrame cell_type, rank, gene, score (Welch's t, this type against the others),
-                                   log2_fold_change; descriptive, no p-values
-    ``X_umap_notes`` uns JSON      parameters, cells sampled per type, genes left out
-    =============== ==== ========= ================================================================
+    ================ ==== ========= ===============================================================
+    key              slot dtype     meaning
+    ================ ==== ========= ===============================================================
+    ``X_pca``        obsm float32   components; NaN for cells that were not sampled
+    ``X_umap``       obsm float32   (n, 2); NaN for cells that were not sampled
+    ``embedded``     obs  bool      whether the cell was sampled
+    ``markers``      uns  DataFrame cell_type, rank, gene, score (Welch's t, this type against the others),
+                                    log2_fold_change; descriptive, no p-values
+    ``X_umap_notes`` uns  JSON      parameters, cells sampled per type, genes left out
+    ================ ==== ========= ===============================================================
 
     Raises
     ------
