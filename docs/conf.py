@@ -10,7 +10,7 @@ from pathlib import Path
 # Executed pages run the package; one thread is enough for their small slides and keeps timings steady.
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
-os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.pop("MPLBACKEND", None)  # inherited by the kernels, Agg would leave the pages without pictures
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "src"))

@@ -13,6 +13,8 @@ TISSUE = "tissue"
 EVALUATION = "evaluation"
 MATCHING = "matching"
 TRANSCRIPTS = "transcripts"
+SVG = "svg"
+LOCAL_MORAN = "local_moran"
 
 # coordinate system whose Scale holds µm/px
 MICRONS = "microns"
@@ -57,3 +59,14 @@ OUTCOME = "outcome"
 DIFFERENTIAL_STATE = "differential_state"
 RISK_ORIGIN = "risk_origin"
 EXTERNAL = "external_validation"
+# tables of one slide (tl.composition, tl.neighborhood_correlation, ...)
+NOTES = "_notes"  # suffix of the key in uns that holds parameters and what was left out
+COMPOSITION_LOCAL = "composition_local"
+NN_CORRELATION = "nn_correlation"
+INTERACTION = "interaction"
+RIPLEY_L = "ripley_l"
+UMAP = "X_umap"
+PCA = "X_pca"
+EMBEDDED = "embedded"
+MARKERS = "markers"
+COMPARISON = "comparison"

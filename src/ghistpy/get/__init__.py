@@ -2,6 +2,8 @@
 
 from ghistpy.get.evaluation import evaluation
 from ghistpy.get.match import matching
+from ghistpy.get.neighbours import comparison, composition, interaction, ripley
+from ghistpy.get.spatial_genes import svg
 from ghistpy.get.survival import differential_state, kaplan_meier, outcome, survival
 
 __all__ = [
@@ -11,4 +13,9 @@ __all__ = [
     "kaplan_meier",
     "outcome",
     "differential_state",
+    "composition",
+    "svg",
+    "interaction",
+    "ripley",
+    "comparison",
 ]

@@ -1,10 +1,13 @@
 """Figures: one function per result, axes in and axes out. They draw what is stored and compute no statistic."""
 
 from ghistpy.pl.accuracy import gene_accuracy, gene_scatter
+from ghistpy.pl.embedding import embedding, marker_maps
 from ghistpy.pl.maps import compare_genes, slide
 from ghistpy.pl.match import matching
+from ghistpy.pl.neighbours import interaction, nn_correlation, ripley
 from ghistpy.pl.outlines import nuclei, tissue
 from ghistpy.pl.patients import outcome_accuracy, state_heatmap, volcano
+from ghistpy.pl.spatial_genes import svg, svg_ranking
 from ghistpy.pl.staining import stain
 from ghistpy.pl.survival import c_index, kaplan_meier, risk_features
 from ghistpy.pl.training import history
@@ -18,6 +21,11 @@ __all__ = [
     "composition",
     "confusion",
     "history",
+    "nn_correlation",
+    "interaction",
+    "ripley",
+    "embedding",
+    "marker_maps",
     "tissue",
     "nuclei",
     "stain",
@@ -28,4 +36,6 @@ __all__ = [
     "outcome_accuracy",
     "state_heatmap",
     "volcano",
+    "svg",
+    "svg_ranking",
 ]

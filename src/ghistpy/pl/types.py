@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ghistpy import _keys
-from ghistpy.pl._style import INK, MUTED, despine, get_axes, type_colours
+from ghistpy.pl._style import INK, MUTED, despine, get_axes, outside_legend, type_colours
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
     from spatialdata import SpatialData
@@ -22,21 +23,23 @@ def composition(
     key: str = _keys.EVALUATION,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw the share of every cell type, measured beside predicted.
+    """Draw the share of every cell type: measured beside predicted, or region by region.
 
     Parameters
     ----------
     adata_or_sdata
-        Slide or predicted table with an evaluation of nuclei whose types were measured.
+        Slide or predicted table with an evaluation of nuclei whose types were measured; or one on which
+        :func:`ghistpy.tl.composition` ran.
     table_key, key
-        Predicted table and the key of its evaluation.
+        Table, and the key of its evaluation or of its composition (``"composition"``).
     ax
         Axes to draw into.
 
     Returns
     -------
     matplotlib.axes.Axes
-        Types from the most to the least frequent measured one; filled bars measured, hollow predicted.
+        Of an evaluation: types from the most to the least frequent measured one; filled bars measured,
+        hollow predicted. Of a composition: one stacked bar per region.
 
     Raises
     ------
@@ -45,6 +48,9 @@ def composition(
     """
     from ghistpy.get import evaluation
 
+    table = getattr(adata_or_sdata, "tables", {}).get(table_key, adata_or_sdata)
+    if key + _keys.NOTES in getattr(table, "uns", {}):
+        return _stacked(table.uns[key], ax)
     frame = evaluation(adata_or_sdata, table_key=table_key, key=key)
     rows = frame[
         (frame["level"] == "cell_type") & frame["metric"].isin(["proportion_measured", "proportion_predicted"])
@@ -70,6 +76,26 @@ def composition(
     )
     for patch, filled in zip(handles.get_patches(), (True, False), strict=True):
         patch.set(facecolor=MUTED if filled else "white", edgecolor=MUTED, linewidth=1.4)
+    return ax
+
+
+def _stacked(frame: pd.DataFrame, ax: Axes | None) -> Axes:
+    shares = frame.pivot(index="region", columns="cell_type", values="proportion")
+    shares = shares.loc[frame["region"].drop_duplicates()]  # "all" first
+    n = frame.groupby("region")["n"].sum()
+    ax = get_axes(ax, (5.0, 0.9 + 0.34 * len(shares)))
+    left = np.zeros(len(shares))
+    for name, colour in type_colours(shares.columns).items():
+        width = shares[name].fillna(0).to_numpy()
+        ax.barh(np.arange(len(shares)), width, 0.72, left=left, color=colour, edgecolor="white", lw=0.5, label=name)
+        left = left + width
+    ax.set_yticks(range(len(shares)), [f"{r}  ({n[r]:,})" for r in shares.index], fontsize=8)
+    ax.invert_yaxis()
+    ax.set_xlim(0, 1)
+    ax.set_xlabel("share of cells", fontsize=8)
+    despine(ax)
+    ax.tick_params(axis="y", length=0)
+    outside_legend(ax, ax.get_legend_handles_labels()[0])
     return ax
 
 

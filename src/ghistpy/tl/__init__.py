@@ -13,20 +13,48 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ghistpy.tl.aggregate import aggregate_spots
     from ghistpy.tl.cluster_patients import cluster_patients
+    from ghistpy.tl.compare import compare_tables
+    from ghistpy.tl.composition import composition
     from ghistpy.tl.differential_state import differential_state
+    from ghistpy.tl.embed import embed
     from ghistpy.tl.evaluate import evaluate
     from ghistpy.tl.fit import fit
+    from ghistpy.tl.interaction import cell_type_interaction
     from ghistpy.tl.kaplan_meier import kaplan_meier, stratify_risk
+    from ghistpy.tl.local_moran import local_moran
+    from ghistpy.tl.neighborhood import neighborhood_correlation
     from ghistpy.tl.outcome import predict_outcome
     from ghistpy.tl.predict import predict_expression
     from ghistpy.tl.predict_risk import predict_risk
+    from ghistpy.tl.ripley import ripley_l
     from ghistpy.tl.split import split
     from ghistpy.tl.survival import survival_cv
     from ghistpy.tl.survival_model import survival_fit
+    from ghistpy.tl.svg import svg
 
-__all__ = ["split", "fit", "predict_expression", "aggregate_spots", "evaluate"]
-__all__ += ["survival_cv", "survival_fit", "predict_risk", "stratify_risk", "kaplan_meier"]
-__all__ += ["predict_outcome", "differential_state", "cluster_patients"]
+__all__ = [
+    "split",
+    "fit",
+    "predict_expression",
+    "aggregate_spots",
+    "evaluate",
+    "compare_tables",
+    "embed",
+    "composition",
+    "svg",
+    "local_moran",
+    "neighborhood_correlation",
+    "cell_type_interaction",
+    "ripley_l",
+    "differential_state",
+    "cluster_patients",
+    "predict_outcome",
+    "survival_cv",
+    "survival_fit",
+    "predict_risk",
+    "stratify_risk",
+    "kaplan_meier",
+]
 
 _MODULE_OF = {
     "split": "split",
@@ -34,12 +62,20 @@ _MODULE_OF = {
     "predict_expression": "predict",
     "aggregate_spots": "aggregate",
     "evaluate": "evaluate",
+    "compare_tables": "compare",
+    "embed": "embed",
+    "composition": "composition",
+    "svg": "svg",
+    "local_moran": "local_moran",
+    "neighborhood_correlation": "neighborhood",
+    "cell_type_interaction": "interaction",
+    "ripley_l": "ripley",
+    "differential_state": "differential_state",
+    "cluster_patients": "cluster_patients",
+    "predict_outcome": "outcome",
     "survival_cv": "survival",
     "survival_fit": "survival_model",
     "predict_risk": "predict_risk",
-    "predict_outcome": "outcome",
-    "differential_state": "differential_state",
-    "cluster_patients": "cluster_patients",
     "stratify_risk": "kaplan_meier",
     "kaplan_meier": "kaplan_meier",
 }

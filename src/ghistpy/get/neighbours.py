@@ -1,0 +1,159 @@
+"""What the verbs on one slide's table wrote, as frames."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from ghistpy import _keys
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+
+def composition(
+    adata_or_sdata: AnnData | SpatialData,
+    *,
+    table_key: str | None = None,
+    key: str = _keys.COMPOSITION,
+    part: str = "shares",
+) -> pd.DataFrame:
+    """Read what :func:`ghistpy.tl.composition` wrote.
+
+    Parameters
+    ----------
+    adata_or_sdata
+        The table, or the slide that holds it.
+    table_key
+        Table of the slide; None = its only one.
+    key
+        Key that ``composition`` wrote (its ``key_added``).
+    part
+        ``"shares"``: region, cell_type, n, proportion. ``"agreement"``: level, name, pearson, spearman,
+        rmse, n.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A copy; ``frame.attrs["notes"]`` is a dict of parameters and of what was left out.
+
+    Raises
+    ------
+    ValueError
+        There is no such table, result or part; the message says what to run.
+    """
+    return _read(adata_or_sdata, table_key, key, part, {"shares": "", "agreement": "_agreement"}, "tl.composition")
+
+
+def interaction(
+    adata_or_sdata: AnnData | SpatialData, *, table_key: str | None = None, key: str = _keys.INTERACTION
+) -> pd.DataFrame:
+    """Read what :func:`ghistpy.tl.cell_type_interaction` wrote.
+
+    Parameters
+    ----------
+    adata_or_sdata, table_key, key
+        As in :func:`composition`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        cell_type, neighbor_type, n_pairs, fraction, expected, log2_ratio, zscore, pval, pval_adj; a copy
+        with ``frame.attrs["notes"]``.
+
+    Raises
+    ------
+    ValueError
+        There is no such table or result.
+
+    Examples
+    --------
+    >>> import ghistpy as gp
+    >>> sdata = gp.datasets.simulate_slide(n_cells=200, n_genes=5)
+    >>> gp.tl.cell_type_interaction(sdata, radius=30)
+    >>> gp.get.interaction(sdata).attrs["notes"]["radius_um"]
+    30
+    """
+    return _read(adata_or_sdata, table_key, key, "pairs", {"pairs": ""}, "tl.cell_type_interaction")
+
+
+def ripley(
+    adata_or_sdata: AnnData | SpatialData,
+    *,
+    table_key: str | None = None,
+    key: str = _keys.RIPLEY_L,
+    part: str = "scores",
+) -> pd.DataFrame:
+    """Read what :func:`ghistpy.tl.ripley_l` wrote.
+
+    Parameters
+    ----------
+    adata_or_sdata, table_key, key
+        As in :func:`composition`.
+    part
+        ``"scores"``: one row per ordered pair of types. ``"curves"``: one per pair and radius.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A copy with ``frame.attrs["notes"]``.
+
+    Raises
+    ------
+    ValueError
+        There is no such table, result or part.
+    """
+    return _read(adata_or_sdata, table_key, key, part, {"scores": "_scores", "curves": ""}, "tl.ripley_l")
+
+
+def comparison(
+    adata_or_sdata: AnnData | SpatialData,
+    *,
+    table_key: str = _keys.INSILICO,
+    key: str = _keys.COMPARISON,
+    part: str = "summary",
+) -> pd.DataFrame:
+    """Read what :func:`ghistpy.tl.compare_tables` wrote.
+
+    Parameters
+    ----------
+    adata_or_sdata
+        The slide, or its predicted table.
+    table_key, key
+        Predicted table of the slide, and the key that was written.
+    part
+        ``"summary"``: one row per statistic. ``"values"``: one per gene, type or pair of types.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A copy with ``frame.attrs["notes"]``.
+
+    Raises
+    ------
+    ValueError
+        There is no such table, result or part.
+    """
+    parts = {"summary": "_summary", "values": ""}
+    return _read(adata_or_sdata, table_key, key, part, parts, "tl.compare_tables")
+
+
+def _read(
+    adata_or_sdata: AnnData | SpatialData, table_key: str | None, key: str, part: str, parts: dict[str, str], verb: str
+) -> pd.DataFrame:
+    table, where = adata_or_sdata, "the table"
+    if hasattr(adata_or_sdata, "tables"):
+        tables = adata_or_sdata.tables
+        table_key = next(iter(tables)) if table_key is None and len(tables) == 1 else table_key
+        if table_key is None or table_key not in tables:
+            raise ValueError(f"table_key={table_key!r} is not among the tables {list(tables)}")
+        table, where = tables[table_key], f"table_key={table_key!r}"
+    if part not in parts:
+        raise ValueError(f"part={part!r} is unknown; there are {list(parts)}")
+    if key + _keys.NOTES not in table.uns or key + parts[part] not in table.uns:
+        raise ValueError(f"key={key!r}, part={part!r}: {where} holds no such result; run {verb} first")
+    frame = table.uns[key + parts[part]].reset_index(drop=True).copy()
+    frame.attrs["notes"] = json.loads(table.uns[key + _keys.NOTES])
+    return frame

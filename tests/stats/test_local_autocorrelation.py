@@ -1,0 +1,94 @@
+"""Local Moran's I against its definition; conditional permutations against enumeration and their level."""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from ghistpy.geometry import knn_graph
+from ghistpy.stats import local_moran, morans_i, row_standardised
+
+
+@pytest.fixture
+def points():
+    rng = np.random.default_rng(0)
+    xy = rng.uniform(0, 400, (600, 2))
+    return xy, knn_graph(xy, 5).weights
+
+
+def test_definition_and_its_mean_is_morans_i(points):
+    _, w = points
+    values = np.random.default_rng(1).poisson(2.0, (600, 7)).astype(float)
+    z = values - values.mean(axis=0)
+    expected = z * (w.toarray() / 5 @ z) / (z**2).mean(axis=0)
+    for given in (values, sparse.csr_matrix(values)):
+        np.testing.assert_allclose(local_moran(given, w).score, expected, rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(local_moran(values, w).score.mean(axis=0), morans_i(values, row_standardised(w)))
+
+
+def test_quadrants(points):
+    _, w = points
+    values = np.random.default_rng(2).normal(size=(600, 1))
+    z, lag = values - values.mean(), w.toarray() @ (values - values.mean())
+    quadrant = local_moran(values, w).quadrant
+    for code, own, around in ((1, z > 0, lag > 0), (2, z <= 0, lag > 0), (3, z <= 0, lag <= 0), (4, z > 0, lag <= 0)):
+        assert ((quadrant == code) == (own & around)).all()
+
+
+def test_p_is_that_of_all_draws_of_neighbours():
+    """Six points, two neighbours each: 20 ordered draws can be listed."""
+    values = np.array([3.0, 1.0, 0.0, 2.0, 5.0, 1.5])[:, None]
+    w = sparse.csr_array((np.full(12, 0.5), np.array([1, 2, 0, 2, 3, 4, 4, 5, 5, 0, 1, 3]), np.arange(0, 13, 2)))
+    z = values[:, 0] - values.mean()
+    lag = w @ z
+    found = local_moran(values, w, n_perms=20_000).pval[:, 0]
+    for i in range(6):
+        draws = np.array([(z[a] + z[b]) / 2 for a, b in permutations([j for j in range(6) if j != i], 2)])
+        exact = min(1.0, 2 * min((draws >= lag[i] - 1e-9).mean(), (draws <= lag[i] + 1e-9).mean()))
+        assert found[i] == pytest.approx(exact, abs=0.02)
+
+
+def test_level(points):
+    _, w = points
+    pval = local_moran(np.random.default_rng(3).normal(size=(600, 40)), w, n_perms=199).pval
+    for level in (0.01, 0.05, 0.1):
+        rates = (pval <= level).mean(axis=0)  # points share neighbours, genes are independent
+        assert abs(rates.mean() - level) <= 4 * rates.std(ddof=1) / np.sqrt(40) + 0.001
+
+
+def test_finds_a_hot_spot_and_not_its_surroundings(points):
+    xy, w = points
+    hot = np.hypot(*(xy - 200).T) < 80
+    found = local_moran((4.0 * hot + np.random.default_rng(4).normal(size=600))[:, None], w, n_perms=199)
+    called = (found.pval[:, 0] <= 0.01) & (found.quadrant[:, 0] == 1)
+    assert called[np.hypot(*(xy - 200).T) < 65].mean() > 0.8
+    assert called[np.hypot(*(xy - 200).T) > 120].mean() < 0.03
+
+
+def test_isolated_points_and_constant_genes_are_nan(points):
+    _, w = points
+    cut = w.toarray()
+    cut[0] = 0
+    values = np.column_stack([np.random.default_rng(5).normal(size=600), np.full(600, 0.3)])
+    found = local_moran(values, sparse.csr_array(cut), n_perms=9)
+    for array in (found.score, found.pval):
+        assert np.isnan(array[0, 0])
+        assert np.isfinite(array[1:, 0]).all()
+        assert np.isnan(array[:, 1]).all()
+    assert (found.quadrant[0] == 0).all()
+
+
+def test_threads_do_not_change_p(points):
+    _, w = points
+    values = np.random.default_rng(6).poisson(1.0, (600, 4)).astype(float)
+    assert (
+        local_moran(values, w, n_perms=49, n_jobs=1).pval == local_moran(values, w, n_perms=49, n_jobs=3).pval
+    ).all()
+
+
+def test_graph_of_other_points(points):
+    with pytest.raises(ValueError, match="weights: expected"):
+        local_moran(np.ones((5, 1)), points[1])
