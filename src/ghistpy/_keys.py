@@ -31,6 +31,8 @@ TOTAL = "total"  # expected (in-silico) or measured counts over all genes of the
 N_NUCLEI = "n_nuclei"
 ORIGINAL_ID = "original_id"
 
+UNASSIGNED = "unassigned"  # value of a cell type column: the cell was looked at and fits none
+
 # obsm
 SPATIAL = "spatial"
 CELL_TYPE_PROBA = "cell_type_proba"

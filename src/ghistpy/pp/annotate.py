@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger("ghistpy")
 
 METHODS = ("logistic", "correlation", "celltypist")
-UNASSIGNED = "unassigned"
 # pseudo-cells per profile that the logistic model learns from, and the most cells per type of a reference of cells
 _DRAWS = 200
 _MAX_CELLS = 2000
@@ -99,8 +98,7 @@ def annotate_cell_types(
     0.1 over the others counts e-fold: it ranks cells, and is not calibrated. That of ``"logistic"`` is calibrated as
     far as the reference is like the slide, which it never quite is: compare both methods.
 
-    ``"unassigned"`` is a category like any other: where it must not be learnt as a type, make it a missing value
-    first, ``obs[key] = obs[key].cat.remove_categories("unassigned")``.
+    ``"unassigned"`` is no type: :func:`ghistpy.tl.fit` learns the expression of such cells and not their type.
 
     Examples
     --------
@@ -341,7 +339,7 @@ def _write(
     code = np.where(few | unsure, len(found.types), best)
     if key in table.obs:
         _log.warning("obs[%r] replaced in memory", key)
-    table.obs[key] = pd.Categorical.from_codes(code, categories=[*found.types, UNASSIGNED])
+    table.obs[key] = pd.Categorical.from_codes(code, categories=[*found.types, _keys.UNASSIGNED])
     table.obs[f"{key}_raw"] = pd.Categorical.from_codes(best, categories=found.types)
     table.obs[f"{key}_confidence"] = confidence
     table.obsm[f"{key}_proba"] = found.proba.astype(np.float32)

@@ -164,7 +164,7 @@ def _types(
                 f"cell_type_key={cell_type_key!r} is not in obs of sample {name!r}, which has "
                 f"{list(table.obs.columns)}; annotate the cells, or name the column that holds their types"
             )
-        found |= set(table.obs[cell_type_key].dropna().astype(str))
+        found |= set(table.obs[cell_type_key].dropna().astype(str)) - {_keys.UNASSIGNED}
     if not found:
         raise ValueError(f"cell_type_key={cell_type_key!r}: no cell of any slide has a type")
     return sorted(found)
