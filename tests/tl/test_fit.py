@@ -124,10 +124,11 @@ def test_a_type_with_one_cell_and_cells_without_type(quick_fit):
     types = slide["measured"].obs["cell_type"].astype(object)
     types.iloc[10] = "T/NK (rare)"
     types.iloc[20:40] = np.nan
+    types.iloc[40:50] = "unassigned"
     slide["measured"].obs["cell_type"] = pd.Categorical(types)
     model = quick_fit(slide, max_epochs=1)
     assert "T/NK (rare)" in model.cell_types
-    assert "nan" not in model.cell_types
+    assert not {"nan", "unassigned"} & set(model.cell_types)
     k = model.cell_types.index("T/NK (rare)")
     x = np.log1p(slide["measured"].X.toarray()[10])
     np.testing.assert_allclose(model.baselines["type_profiles"][k], x, rtol=1e-5)

@@ -330,3 +330,19 @@ def test_prediction_smooths_and_raises_the_score(data_dir):
             tables[kind].obsm["spatial"] = cells[["x", "y"]].to_numpy()
             quiet(tables[kind], n_perms=9)
         assert (tables["pred"].var["svg_score"].to_numpy() > tables["gt"].var["svg_score"].to_numpy()).all()
+
+
+@pytest.mark.data
+def test_published_accuracy_of_genes_without_pattern(data_dir):
+    """Supplementary figure 9: the 20 least variable genes, two methods."""
+    import json
+
+    from ghistpy.stats import summarise
+
+    folder = data_dir / "golden/downstream"
+    frame = pd.read_csv(folder / "supp9_top20_nonSVG.csv")
+    for method, expected in json.loads((folder / "supp9_expected.json").read_text()).items():
+        summary = summarise(frame.loc[frame["method"] == method, "per_gene_cor"].to_numpy())
+        assert summary.n == 20
+        assert summary.median == pytest.approx(expected["median"], abs=1e-9)
+        assert summary.mean == pytest.approx(expected["mean"], abs=1e-9)

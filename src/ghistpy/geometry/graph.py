@@ -199,7 +199,8 @@ def local_density(coordinates: np.ndarray, n_neighbors: int = 6) -> float:
     if len(xy) <= n_neighbors:
         return float("nan")
     probes = xy[:: max(1, len(xy) // _PROBES)]
-    reach = float(np.median(cKDTree(xy).query(probes, n_neighbors + 1)[0][:, -1]))
+    tree = cKDTree(xy, balanced_tree=False, compact_nodes=False)  # built for a few queries only
+    reach = float(np.median(tree.query(probes, n_neighbors + 1)[0][:, -1]))
     return n_neighbors / (np.pi * reach**2) * 1e6 if reach > 0 else float("inf")
 
 

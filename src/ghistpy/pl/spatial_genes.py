@@ -198,12 +198,12 @@ def _name_best(ax: Axes, best: pd.DataFrame) -> None:
     if not len(best):
         return
     x0, x1 = ax.get_xlim()
-    heights = np.linspace(0.97, 0.97 - 0.055 * (len(best) - 1), len(best))
+    heights = np.linspace(0.97, 0.97 - 0.045 * (len(best) - 1), len(best))
     for (_, row), height in zip(best.iterrows(), heights, strict=True):
         ax.annotate(
             row["gene"],
             (row["rank"], row["score"]),
-            xytext=(0.34, height),
+            xytext=(0.55, height),
             textcoords="axes fraction",
             fontsize=6.5,
             color=INK,
