@@ -9,7 +9,7 @@ from pathlib import Path
 from ghistpy.doctor.findings import NOTE, OK, PROBLEM, Finding
 
 _EXTRAS = {
-    "wsi": ("wsidata", "vendor slide formats"),
+    "wsi": ("openslide", "vendor slide formats"),
     "instanseg": ("instanseg", "segmentation by InstanSeg"),
     "cellpose": ("cellpose", "segmentation by Cellpose"),
     "foundation": ("timm", "foundation models as encoders"),
