@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ghistpy.tl.aggregate import aggregate_spots
+    from ghistpy.tl.cna import cna_association
     from ghistpy.tl.evaluate import evaluate
     from ghistpy.tl.fit import fit
     from ghistpy.tl.predict import predict_expression
     from ghistpy.tl.split import split
 
-__all__ = ["split", "fit", "predict_expression", "aggregate_spots", "evaluate"]
+__all__ = ["split", "fit", "predict_expression", "aggregate_spots", "evaluate", "cna_association"]
 
 _MODULE_OF = {
     "split": "split",
@@ -25,6 +26,7 @@ _MODULE_OF = {
     "predict_expression": "predict",
     "aggregate_spots": "aggregate",
     "evaluate": "evaluate",
+    "cna_association": "cna",
 }
 
 
