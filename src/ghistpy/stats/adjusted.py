@@ -64,6 +64,7 @@ def adjusted_welch(
     shape = (K, features.present.shape[1])
     n_low, n_high = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
     difference, t, log_p = (np.full((K, F), np.nan) for _ in range(3))
+    spread = np.full(shape, np.nan)
     flat = np.zeros(F, dtype=bool)
     for p in range(shape[1]):
         columns, rows = np.flatnonzero(features.pattern == p), features.present[:, p] > 0
@@ -74,17 +75,20 @@ def adjusted_welch(
         tested = np.flatnonzero(enough)
         for block in row_blocks(len(tested), max(len(columns), rows.sum())):
             k = tested[block]
-            b, var, df = _block(L[k].astype(float), H[k].astype(float), values, design)
+            b, var, df, spread[k, p] = _block(L[k].astype(float), H[k].astype(float), values, design)
             flat[columns] |= (np.isfinite(b) & ~(var > 0)).any(axis=0)
             with np.errstate(invalid="ignore", divide="ignore"):
                 t[np.ix_(k, columns)] = np.where(var > 0, b / np.sqrt(var), np.nan)
             difference[np.ix_(k, columns)] = b * features.scale[columns]
             log_p[np.ix_(k, columns)] = log_two_sided_t(t[np.ix_(k, columns)], df)
-    return TwoGroups(difference, t, log_p, n_low, n_high, flat)
+    return TwoGroups(difference, t, log_p, n_low, n_high, flat, spread)
 
 
-def _block(L: np.ndarray, H: np.ndarray, y: np.ndarray, C: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Effect, its HC2 variance and degrees of freedom, each (k, F), of rows L, H (k, n) with design C (n, 1 + q)."""
+def _block(L: np.ndarray, H: np.ndarray, y: np.ndarray, C: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Effect, its HC2 variance and degrees of freedom, each (k, F), and 1 / power of the group (k,).
+
+    Rows L, H (k, n), values y (n, F), design C (n, 1 + q).
+    """
     S = L + H
     pairs = np.einsum("ni,nj->nij", C, C).reshape(len(C), -1)
     size = C.shape[1]
@@ -111,7 +115,7 @@ def _block(L: np.ndarray, H: np.ndarray, y: np.ndarray, C: np.ndarray) -> tuple[
     with np.errstate(invalid="ignore", divide="ignore"):
         free = [np.maximum(n - 1 - share * n, 1.0)[:, None] for n in (n_l, n_h)]
         df = (part_l + part_h) ** 2 / (part_l**2 / free[0] + part_h**2 / free[1])
-    return b, part_l + part_h, df
+    return b, part_l + part_h, df, 1 / power
 
 
 def _weighted_rss(W: np.ndarray, y: np.ndarray, C: np.ndarray, pairs: np.ndarray, gamma: np.ndarray) -> np.ndarray:

@@ -47,7 +47,8 @@ class TwoGroups:
 
     ``difference``: mean(high) - mean(low), in the units that came in; ``t``: of the same sign; ``log_p``:
     natural logarithm, two-sided; ``n_low``, ``n_high`` (K, P): patients by pattern of missing values;
-    ``flat_features`` (F,): features that are constant within a group of some row.
+    ``flat_features`` (F,): features that are constant within a group of some row; ``spread`` (K, P): variance
+    of the difference of a feature of variance 1.
     """
 
     difference: np.ndarray
@@ -56,6 +57,7 @@ class TwoGroups:
     n_low: np.ndarray
     n_high: np.ndarray
     flat_features: np.ndarray
+    spread: np.ndarray
 
 
 def rank_normal(values: np.ndarray) -> np.ndarray:
@@ -170,7 +172,9 @@ def welch(low: np.ndarray, high: np.ndarray, features: Features, *, min_samples:
         out["difference"][rows] = np.where(testable, difference * features.scale, np.nan)
         out["t"][rows] = t
         out["log_p"][rows] = log_two_sided_t(t, df)
-    return TwoGroups(**out, n_low=n_low, n_high=n_high, flat_features=flat_features)
+    with np.errstate(divide="ignore"):
+        spread = 1 / n_low + 1 / n_high
+    return TwoGroups(**out, n_low=n_low, n_high=n_high, flat_features=flat_features, spread=spread)
 
 
 def _count(mask: np.ndarray, present: np.ndarray) -> np.ndarray:

@@ -82,7 +82,7 @@ def permutation_null(
     Features without ties: Welch's t as a normal deviate (Wallace's approximation, the same for observed and
     permuted). With ties: the difference of means over the standard deviation of all patients, which is
     defined even if a group is constant. With covariates: the residuals of the features are permuted and
-    tested against calls and covariates again.
+    tested against calls and covariates again, which is exact only for large samples.
 
     Cost: per permutation four products of (K, n) with (n, F) in float32, one for features with ties.
 
@@ -172,7 +172,11 @@ class _Runner:
         features = self.features if observed else self.rest.permuted(order)
         d = self.design
         found = adjusted_welch(d.low, d.high, features, d.covariates, min_samples=d.min_samples)
-        return np.abs(special.ndtri_exp(found.log_p - np.log(2))).astype(np.float32)
+        out = np.abs(special.ndtri_exp(found.log_p - np.log(2)))
+        ties = d.ties
+        spread = np.sqrt(found.spread[:, features.pattern[ties]])
+        out[:, ties] = np.abs(found.difference[:, ties] / features.scale[ties]) / spread
+        return out.astype(np.float32)
 
     def bin_scores(self, deviates: np.ndarray) -> np.ndarray:
         """(n_bins,) sums of -log10 p over the tests of the genes of every bin."""

@@ -186,8 +186,7 @@ def run(
             f"{groups.low.shape[1]} patients; lower min_samples, or deep=True to count deep calls"
         )
     mass = modal_mass(features.values)
-    plain = transform is None or covariates is not None
-    ties = np.zeros(len(mass), bool) if plain else (mass >= _MODAL_MASS) | result.flat_features
+    ties = np.zeros(len(mass), bool) if transform is None else (mass >= _MODAL_MASS) | result.flat_features
     features.frame["test"] = np.where(ties, "permutation", "welch" if covariates is None else "HC2")
     features.frame["modal_mass"], features.frame["pattern"] = mass, prepared.pattern
     if not n_permutations and not ties.any():

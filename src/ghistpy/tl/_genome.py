@@ -122,7 +122,7 @@ def position_table(cna: Any, positions: pd.DataFrame | None) -> pd.DataFrame:
 
     A symbol in several places of one chromosome lies at the first; one on several chromosomes nowhere.
     """
-    var = getattr(cna, "var", None)
+    var = cna.var if hasattr(cna, "var_names") else None
     if positions is None and var is not None:
         found = {name: next((c for c in names if c in var), None) for name, names in _COLUMNS.items()}
         if found["chrom"] and found["start"]:
