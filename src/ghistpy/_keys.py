@@ -47,3 +47,15 @@ CNA = "cna_association"
 # values of uns["ghistpy"]["units"]
 UNITS_COUNTS = "counts"
 UNITS_LOG1P = "log1p(expected count)"
+
+# tables of one slide (tl.composition, tl.neighborhood_correlation, ...)
+NOTES = "_notes"  # suffix of the key in uns that holds parameters and what was left out
+COMPOSITION_LOCAL = "composition_local"
+NN_CORRELATION = "nn_correlation"
+INTERACTION = "interaction"
+RIPLEY_L = "ripley_l"
+UMAP = "X_umap"
+PCA = "X_pca"
+EMBEDDED = "embedded"
+MARKERS = "markers"
+COMPARISON = "comparison"

@@ -1,7 +1,9 @@
 """Figures: one function per result, axes in and axes out. They draw what is stored and compute no statistic."""
 
 from ghistpy.pl.accuracy import gene_accuracy, gene_scatter
+from ghistpy.pl.embedding import embedding, marker_maps
 from ghistpy.pl.maps import compare_genes, slide
+from ghistpy.pl.neighbours import interaction, nn_correlation, ripley
 from ghistpy.pl.outlines import nuclei, tissue
 from ghistpy.pl.training import history
 from ghistpy.pl.types import composition, confusion
@@ -14,6 +16,11 @@ __all__ = [
     "composition",
     "confusion",
     "history",
+    "nn_correlation",
+    "interaction",
+    "ripley",
+    "embedding",
+    "marker_maps",
     "tissue",
     "nuclei",
 ]

@@ -2,7 +2,9 @@
 
 from ghistpy.stats.autocorrelation import morans_i
 from ghistpy.stats.ceiling import Ceiling, noise_ceiling
+from ghistpy.stats.composition import local_composition, type_counts
 from ghistpy.stats.depth import depth_adjusted_pearson
+from ghistpy.stats.interaction import Interaction, cell_type_interaction, pairs_of_graph, pairs_within
 from ghistpy.stats.metrics import (
     METRICS,
     Summary,
@@ -17,7 +19,17 @@ from ghistpy.stats.metrics import (
     ssim_global,
     summarise,
 )
+from ghistpy.stats.neighbours import (
+    NeighborCorrelation,
+    away_from_border,
+    density_basis,
+    edges_of_types,
+    morans_i_all_pairs,
+    neighbor_correlation,
+    nn_correlation,
+)
 from ghistpy.stats.ridge import Ridge, fit_ridge
+from ghistpy.stats.ripley import Window, cross_l, l_scores, ripley_pairs
 from ghistpy.stats.skill import skill_score, variance_ratio, within_type_pearson
 from ghistpy.stats.types import CompositionAgreement, TypeAgreement, composition_agreement, type_agreement
 
@@ -25,26 +37,43 @@ __all__ = [
     "METRICS",
     "Ceiling",
     "CompositionAgreement",
+    "Interaction",
+    "NeighborCorrelation",
     "Ridge",
     "Summary",
     "TypeAgreement",
+    "Window",
     "auc",
+    "away_from_border",
+    "cell_type_interaction",
     "composition_agreement",
+    "cross_l",
+    "density_basis",
     "depth_adjusted_pearson",
+    "edges_of_types",
     "fit_ridge",
     "gene_metrics",
     "js_divergence",
+    "l_scores",
+    "local_composition",
     "morans_i",
+    "morans_i_all_pairs",
     "mutual_information",
+    "neighbor_correlation",
+    "nn_correlation",
     "noise_ceiling",
     "nrmse",
+    "pairs_of_graph",
+    "pairs_within",
     "pearson",
+    "ripley_pairs",
     "rmse",
     "skill_score",
     "spearman",
     "ssim_global",
     "summarise",
     "type_agreement",
+    "type_counts",
     "variance_ratio",
     "within_type_pearson",
 ]

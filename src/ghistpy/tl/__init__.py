@@ -13,12 +13,33 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ghistpy.tl.aggregate import aggregate_spots
     from ghistpy.tl.cna import cna_association
+    from ghistpy.tl.compare import compare_tables
+    from ghistpy.tl.composition import composition
+    from ghistpy.tl.embed import embed
     from ghistpy.tl.evaluate import evaluate
+    from ghistpy.tl.features import cohort_features
     from ghistpy.tl.fit import fit
+    from ghistpy.tl.interaction import cell_type_interaction
+    from ghistpy.tl.neighborhood import neighborhood_correlation
     from ghistpy.tl.predict import predict_expression
+    from ghistpy.tl.ripley import ripley_l
     from ghistpy.tl.split import split
 
-__all__ = ["split", "fit", "predict_expression", "aggregate_spots", "evaluate", "cna_association"]
+__all__ = [
+    "split",
+    "fit",
+    "predict_expression",
+    "aggregate_spots",
+    "evaluate",
+    "composition",
+    "neighborhood_correlation",
+    "cell_type_interaction",
+    "ripley_l",
+    "embed",
+    "compare_tables",
+    "cna_association",
+    "cohort_features",
+]
 
 _MODULE_OF = {
     "split": "split",
@@ -27,6 +48,13 @@ _MODULE_OF = {
     "aggregate_spots": "aggregate",
     "evaluate": "evaluate",
     "cna_association": "cna",
+    "cohort_features": "features",
+    "composition": "composition",
+    "neighborhood_correlation": "neighborhood",
+    "cell_type_interaction": "interaction",
+    "ripley_l": "ripley",
+    "embed": "embed",
+    "compare_tables": "compare",
 }
 
 
