@@ -1,5 +1,6 @@
 """Files into containers, tables into stores."""
 
+from ghistpy.io.cohort import Cohort, CohortResults, read_cohort
 from ghistpy.io.resolution import get_element, get_mpp
 from ghistpy.io.slide import read_slide
 from ghistpy.io.sources import open_image, open_labels, open_slide, rgb_source
@@ -7,6 +8,8 @@ from ghistpy.io.spots import read_spots
 from ghistpy.io.tables import ensure_can_save, make_table, save, write_table
 
 __all__ = [
+    "Cohort",
+    "CohortResults",
     "ensure_can_save",
     "get_element",
     "get_mpp",
@@ -14,6 +17,7 @@ __all__ = [
     "open_image",
     "open_labels",
     "open_slide",
+    "read_cohort",
     "read_slide",
     "read_spots",
     "rgb_source",
