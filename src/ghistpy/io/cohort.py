@@ -222,9 +222,7 @@ class Cohort:
             return
         from distributed import as_completed
 
-        futures = {
-            client.submit(_call, self._source(s), function, params, pure=False, retries=0): s for s in samples
-        }
+        futures = {client.submit(_call, self._source(s), function, params, pure=False, retries=0): s for s in samples}
         for future in as_completed(list(futures)):
             sample = futures.pop(future)
             if future.status == "finished":
