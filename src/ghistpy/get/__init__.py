@@ -1,6 +1,6 @@
 """Tidy frames of what the tools wrote."""
 
-from ghistpy.get.cna import cna
+from ghistpy.get.copy_number import cna
 from ghistpy.get.evaluation import evaluation
 
 __all__ = ["cna", "evaluation"]
