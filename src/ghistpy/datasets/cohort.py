@@ -22,7 +22,7 @@ logger = logging.getLogger("ghistpy")
 
 _SPREAD = 0.6  # SD of the log share of a type between patients
 _SEGMENT = 25  # genes that share a copy-number call, about
-_SPACING = 2_000_000  # bases between genes
+_SPACING = 200_000  # bases between genes
 _IMMUNE, _STATE, _GAINED = "T/NK", "Malignant", "Macrophage"
 
 

@@ -125,6 +125,13 @@ REGISTRY: dict[str, Remote] = {
     ),
 }
 
+# https://github.com/mahmoodlab/PORPOISE (Chen et al. 2022, doi 10.1016/j.ccell.2022.07.004); path and commit as above
+REGISTRY["tcga_brca/porpoise_tcga_brca_all_clean.csv.zip"] = Remote(
+    "https://raw.githubusercontent.com/mahmoodlab/PORPOISE/8ddca09b6812df7a0a643126a8b08cc3ec2e7d23"
+    "/datasets_csv_mutsig/tcga_brca_all_clean.csv.zip",
+    "4bc9de58ef6e8f8f7566fef6512c6c7db62cb827e4117b6f356d679e26e3e5f8",
+)
+
 
 def fetch(name: str, *, download: Callable[..., None] | None = None) -> Path:
     """Path of a public file: from the folder in GHISTPY_DATA_DIR when set, else downloaded once and checked.

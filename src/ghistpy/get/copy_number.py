@@ -59,8 +59,8 @@ def cna(
     >>> import ghistpy as gp
     >>> cohort = gp.datasets.simulate_cohort(n_patients=80, seed=1)
     >>> gp.tl.cna_association(cohort, cohort.uns["cna"], positions=cohort.uns["positions"])
-    >>> gp.get.cna(cohort, n_top=3)["cis"].tolist()
-    [True, True, True]
+    >>> gp.get.cna(cohort, features="gene_mean_bulk--G008", n_top=1)["gene"].item()
+    'G008'
     """
     stored = stored_cna(adata, key)
     if part not in _PARTS:

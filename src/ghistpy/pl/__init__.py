@@ -5,6 +5,8 @@ from ghistpy.pl.embedding import embedding, marker_maps
 from ghistpy.pl.maps import compare_genes, slide
 from ghistpy.pl.neighbours import interaction, nn_correlation, ripley
 from ghistpy.pl.outlines import nuclei, tissue
+from ghistpy.pl.patients import outcome_accuracy, state_heatmap, volcano
+from ghistpy.pl.survival import c_index, kaplan_meier, risk_features
 from ghistpy.pl.training import history
 from ghistpy.pl.types import composition, confusion
 
@@ -23,4 +25,10 @@ __all__ = [
     "marker_maps",
     "tissue",
     "nuclei",
+    "kaplan_meier",
+    "c_index",
+    "risk_features",
+    "outcome_accuracy",
+    "state_heatmap",
+    "volcano",
 ]

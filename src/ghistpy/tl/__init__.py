@@ -12,18 +12,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ghistpy.tl.aggregate import aggregate_spots
+    from ghistpy.tl.cluster_patients import cluster_patients
     from ghistpy.tl.cna import cna_association
     from ghistpy.tl.compare import compare_tables
     from ghistpy.tl.composition import composition
+    from ghistpy.tl.differential_state import differential_state
     from ghistpy.tl.embed import embed
     from ghistpy.tl.evaluate import evaluate
     from ghistpy.tl.features import cohort_features
     from ghistpy.tl.fit import fit
     from ghistpy.tl.interaction import cell_type_interaction
+    from ghistpy.tl.kaplan_meier import kaplan_meier, stratify_risk
     from ghistpy.tl.neighborhood import neighborhood_correlation
+    from ghistpy.tl.outcome import predict_outcome
     from ghistpy.tl.predict import predict_expression
     from ghistpy.tl.ripley import ripley_l
     from ghistpy.tl.split import split
+    from ghistpy.tl.survival import survival_cv
+    from ghistpy.tl.survival_model import predict_risk, survival_fit
 
 __all__ = [
     "split",
@@ -40,6 +46,8 @@ __all__ = [
     "cna_association",
     "cohort_features",
 ]
+__all__ += ["survival_cv", "survival_fit", "predict_risk", "stratify_risk", "kaplan_meier"]
+__all__ += ["predict_outcome", "differential_state", "cluster_patients"]
 
 _MODULE_OF = {
     "split": "split",
@@ -55,6 +63,14 @@ _MODULE_OF = {
     "ripley_l": "ripley",
     "embed": "embed",
     "compare_tables": "compare",
+    "survival_cv": "survival",
+    "survival_fit": "survival_model",
+    "predict_risk": "survival_model",
+    "predict_outcome": "outcome",
+    "differential_state": "differential_state",
+    "cluster_patients": "cluster_patients",
+    "stratify_risk": "kaplan_meier",
+    "kaplan_meier": "kaplan_meier",
 }
 
 

@@ -1,0 +1,1 @@
+"""Statistics of patients: survival, outcome, differential state; arrays in, arrays and small named results out."""
