@@ -126,8 +126,8 @@ def _pairs(stored: Mapping[str, Any], notes: dict, n_top: int | None, genes: Any
         "cis": same & near & (feature["start"].to_numpy() >= 0),
     }
     if "deviate" in stored:
-        ordered = np.sort(stored["null_largest"])
-        # a deviate in single precision that is as large as one of the null counts as reached
-        reached = len(ordered) - np.searchsorted(ordered, stored["deviate"][i, j] - 1e-5)
-        out["pval_fwer"] = (1 + reached) / (len(ordered) + 1)
+        from ghistpy.stats.permuted import family_wise
+
+        ties = feature["test"].to_numpy() == "permutation"
+        out["pval_fwer"] = family_wise(stored["deviate"][i, j], stored["null_largest"], ties)
     return pd.DataFrame(out)

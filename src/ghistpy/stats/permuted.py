@@ -19,10 +19,11 @@ class Null:
     """Results of B permutations of the patients against the calls.
 
     ``deviate`` (K, F): the observed statistics as normal deviates, >= 0, NaN where there is no test;
-    ``largest`` (B,): the largest deviate of each permutation; ``log_p_ties`` (K, T): natural logarithm of
+    ``largest`` (B, 2): the largest deviate of each permutation among features without and with ties, whose
+    statistics are not alike; ``log_p_ties`` (K, T): natural logarithm of
     the permutation p of the features that were asked for; ``inflation`` (B,): median squared deviate over
-    0.4549; ``bin_score`` and ``bin_exceed`` (n_bins,): observed sum of -log10 p by the deviates, and how
-    many permutations reached it; ``bin_largest`` (B,) the largest score of a bin, per weight of the bin.
+    0.4549, features without ties; ``bin_score`` and ``bin_exceed`` (n_bins,): observed sum of -log10 p by the
+    deviates, and how many permutations reached it.
     """
 
     deviate: np.ndarray
@@ -32,11 +33,32 @@ class Null:
     bin_score: np.ndarray | None
     bin_exceed: np.ndarray | None
 
-    def fwer(self, deviate: np.ndarray) -> np.ndarray:
-        """Family-wise error rate adjusted p-values, from the distribution of the largest deviate."""
-        ordered = np.sort(self.largest)
-        reached = len(ordered) - np.searchsorted(ordered, np.asarray(deviate) - _TIE)
-        return np.where(np.isnan(deviate), np.nan, (1 + reached) / (len(ordered) + 1))
+
+def family_wise(deviate: np.ndarray, largest: np.ndarray, ties: np.ndarray) -> np.ndarray:
+    """Family-wise error rate adjusted p-values from the distribution of the largest deviate.
+
+    Parameters
+    ----------
+    deviate
+        Observed deviates, any shape.
+    largest
+        (B, 2) largest deviates by permutation, features without and with ties; NaN where there are none.
+    ties
+        Whether each deviate is of a feature with ties, broadcastable to ``deviate``.
+
+    Notes
+    -----
+    Each family is compared with its own largest deviate; with two families p is doubled (Bonferroni).
+    """
+    deviate, ties = np.asarray(deviate), np.broadcast_to(ties, np.shape(deviate))
+    families = [k for k in (0, 1) if np.isfinite(largest[:, k]).any()]
+    out = np.full(deviate.shape, np.nan)
+    for k in families:
+        ordered = np.sort(largest[:, k])
+        here = (ties == bool(k)) & ~np.isnan(deviate)
+        reached = len(ordered) - np.searchsorted(ordered, deviate[here] - _TIE)
+        out[here] = np.minimum(1.0, len(families) * (1 + reached) / (len(ordered) + 1))
+    return out
 
 
 @dataclass(frozen=True)
@@ -100,14 +122,15 @@ def permutation_null(
     K, n_ties = len(design.low), int(design.ties.sum())
     exceed = np.zeros((K, n_ties), np.int32)
     bin_exceed = None if score is None else np.zeros(len(score), np.int32)
-    largest, inflation = np.full(n_permutations, np.nan), np.full(n_permutations, np.nan)
+    largest, inflation = np.full((n_permutations, 2), np.nan), np.full(n_permutations, np.nan)
     seeds = np.random.SeedSequence(seed).spawn(n_permutations)
 
     def one(b: int) -> tuple:
         found = run.deviates(np.random.default_rng(seeds[b]).permutation(len(features.z)))
-        tested = found[~np.isnan(found)]
-        top = float(tested.max(initial=0.0))
-        lam = float(np.median(tested) ** 2 / special.ndtri(0.25) ** 2) if len(tested) else np.nan
+        parts = [found[:, ~design.ties], found[:, design.ties]]
+        top = [float(np.nanmax(part, initial=0.0)) if part.size else np.nan for part in parts]
+        plain = parts[0][~np.isnan(parts[0])]
+        lam = float(np.median(plain) ** 2 / special.ndtri(0.25) ** 2) if len(plain) else np.nan
         reached = found[:, design.ties] >= observed[:, design.ties] - _TIE
         return b, top, lam, reached, None if score is None else run.bin_scores(found) >= score * (1 - 1e-6)
 

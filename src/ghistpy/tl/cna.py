@@ -95,12 +95,13 @@ def cna_association(
     ``log10_pval``            float64 (K, F)  log10 of the two-sided p-value; NaN = no test
     ``log10_pval_adj``        float32 (K, F)  the same by Benjamini and Hochberg over all pairs
     ``n_loss``, ``n_gain``    int32 (K, P)    patients, by pattern of missing values
-    ``genes``                 frame           gene, chrom, start, end, bin, n_tests
+    ``genes``                 frame           gene, chrom, start, end, bin, n_tests, score, top_feature,
+                                              top_log10_pval
     ``features``              frame           feature, gene, chrom, start, test, modal_mass, pattern
     ``bins``                  frame           chrom, start, end, n_genes, score, score_per_feature, pval,
                                               pval_adj
     ``deviate``               float32 (K, F)  statistics as normal deviates (with permutations)
-    ``null_largest``          float64 (B,)    largest deviate of each permutation
+    ``null_largest``          float64 (B, 2)  largest deviate of each permutation, without and with ties
     ``notes``                 str             what was left out, λ and parameters (JSON)
     ========================= =============== ==========================================================
 
@@ -217,7 +218,12 @@ def _result(
     adjusted = (log_bh(found.log_p[row]) / np.log(10)).astype(np.float32)
     per_gene = (~np.isnan(log10_p)).sum(axis=1)
     genes["n_tests"] = per_gene
+    with np.errstate(invalid="ignore"):
+        genes["score"] = np.where(per_gene > 0, -np.nansum(log10_p, axis=1) / per_gene, np.nan)
     _score_bins(bins, genes, log10_p, null if asked else None)
+    best = np.argmin(np.where(np.isnan(log10_p), np.inf, log10_p), axis=1)
+    genes["top_feature"] = features.frame["feature"].to_numpy()[best]
+    genes["top_log10_pval"] = log10_p[np.arange(len(genes)), best]
     cis = in_cis(genes, features.frame, params["cis_window"])
     plain = ~tested.ties
     log_p = found.log_p[row]
@@ -233,7 +239,6 @@ def _result(
         "inflation_trans": inflation(np.where(cis, np.nan, log_p)[:, plain]),
     }
     if asked:
-        # of both sides alike: all tests, as normal deviates
         notes["inflation_permuted"] = [float(v) for v in np.quantile(null.inflation, [0.5, 0.05, 0.95])]
     out = {
         "mean_difference": found.difference.astype(np.float32)[row],
