@@ -107,6 +107,25 @@ def stop_at_third(adata):
     return adata.n_obs
 
 
+def grow(adata):
+    """Writes into its own file."""
+    CALLS.append(adata.n_obs)
+    adata.obs["seen"] = 1
+    adata.write_h5ad(adata.uns["path"])
+    return "done"
+
+
+def test_a_function_that_writes_into_its_slides_is_run_once(manifest):
+    for n in (2, 3, 4):
+        path = manifest.parent / f"t{n}.h5ad"
+        adata = anndata.read_h5ad(path)
+        adata.uns["path"] = str(path)
+        adata.write_h5ad(path)
+    cohort = gp.io.read_cohort(manifest)
+    cohort.map(grow, progress=False)
+    assert (cohort.map(grow, progress=False).n_cached, len(CALLS)) == (3, 3)
+
+
 def test_an_interrupted_run_resumes(manifest, monkeypatch):
     cohort = gp.io.read_cohort(manifest)
     with pytest.raises(KeyboardInterrupt):

@@ -184,14 +184,16 @@ class Cohort:
         With a cache folder the result of each sample is pickled there as soon as it is there: a second call,
         or one after an interruption, computes what is missing. A result is found again while the function
         and its source, ``params``, the version of ghistpy, the path of the slide and the time of its last
-        change are the same. Failures are not kept. Pickles are code: share the folder with nobody whom you
+        change (of its tables, for a store) are the same; a function that writes into its slide is not run
+        again until something else does. Failures are not kept. Pickles are code: share the folder with nobody whom you
         would not let run programs. Slides in memory have no time of change, so nothing is kept of them.
         """
         if on_error not in ("collect", "raise"):
             raise ValueError(f"on_error={on_error!r}: expected 'collect' or 'raise'")
         params = dict(params or {})
         name = name or getattr(function, "__name__", None) or type(function).__name__
-        found, files = self._cached(function, params, "".join(c if c.isalnum() else "_" for c in name))
+        computation = self._computation(function, params, name)
+        found = {} if computation is None else self._cached(computation)
         todo = [s for s in self.samples if s not in found]
         failures: dict[str, str] = {}
         n_cached = len(found)
@@ -200,20 +202,25 @@ class Cohort:
                 failures[sample] = error
                 continue
             found[sample] = result
-            if sample in files:
-                Cache(self.cache_dir).store(files[sample], result)
+            if computation is not None:
+                # its time is that after the call: a function that writes into its slide is done, too
+                path = self._cache_file(computation, sample)
+                Cache(self.cache_dir).store(path, result)
         return self._report(found, failures, n_cached, name, on_error)
 
-    def _cached(self, function: Callable, params: dict, name: str) -> tuple[dict[str, Any], dict[str, Path]]:
+    def _computation(self, function: Callable, params: dict, name: str) -> str | None:
+        """Name of the folder that results are kept in, None when they are not."""
         if self.cache_dir is None or self._slides is not None:
-            return {}, {}
-        computation = key_of(function, params, name)
-        if computation is None:
-            return {}, {}
+            return None
+        return key_of(function, params, "".join(c if c.isalnum() else "_" for c in name))
+
+    def _cache_file(self, computation: str, sample: str) -> Path:
+        return Cache(self.cache_dir).path(computation, sample, stamp(self._paths[sample]))
+
+    def _cached(self, computation: str) -> dict[str, Any]:
         cache = Cache(self.cache_dir)
-        files = {s: cache.path(computation, s, stamp(self._paths[s])) for s in self.samples}
-        loaded = {s: cache.load(path) for s, path in files.items()}
-        return {s: value for s, (there, value) in loaded.items() if there}, files
+        loaded = {s: cache.load(self._cache_file(computation, s)) for s in self.samples}
+        return {s: value for s, (there, value) in loaded.items() if there}
 
     def _run(self, samples: list[str], function: Callable, params: dict, client: Any) -> Iterator[tuple]:
         if client is None:
