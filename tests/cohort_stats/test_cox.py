@@ -5,7 +5,7 @@ import pytest
 from scipy.optimize import minimize
 
 from ghistpy.cohort_stats.cox import RiskSets, fit_univariate, score_test
-from ghistpy.cohort_stats.coxfit import fit_cox
+from ghistpy.cohort_stats.coxfit import fit_cox, proportional_hazards
 
 
 def _phreg(time, X, event):
@@ -129,3 +129,30 @@ def test_score_test_is_the_log_rank_test(cohort):
 def test_no_event():
     with pytest.raises(ValueError, match="event: there is none"):
         RiskSets.of(np.arange(3.0), np.zeros(3, dtype=bool))
+
+
+def test_proportional_hazards_equal_lifelines_and_are_calibrated(cohort):
+    import pandas as pd
+    from lifelines import CoxPHFitter
+    from lifelines.statistics import proportional_hazard_test
+
+    X, time, event = cohort(p=3)
+    frame = pd.DataFrame(X, columns=list("abc")).assign(time=time, event=event)
+    fitted = CoxPHFitter().fit(frame, "time", "event", fit_options={"precision": 1e-10})
+    want = proportional_hazard_test(fitted, frame, time_transform="rank").p_value
+    got = proportional_hazards(X, time, event, fit_cox(X, RiskSets.of(time, event)))
+    np.testing.assert_allclose(got, want, atol=1e-3)
+    p = []
+    for seed in range(150):
+        X, time, event = cohort(p=2, effect=0.5, seed=seed)
+        p.append(proportional_hazards(X, time, event, fit_cox(X, RiskSets.of(time, event))))
+    assert abs(np.mean(np.array(p) < 0.05) - 0.05) < 3 * np.sqrt(0.05 * 0.95 / 300)
+
+
+def test_changing_effects_are_seen():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=400)
+    early = rng.exponential(np.exp(-1.5 * x))
+    time = np.where(early < 0.5, early, 0.5 + rng.exponential(np.exp(1.5 * x)))  # the sign turns
+    event = np.ones(400, dtype=bool)
+    assert proportional_hazards(x[:, None], time, event, fit_cox(x[:, None], RiskSets.of(time, event)))[0] < 1e-6

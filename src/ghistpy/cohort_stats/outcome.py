@@ -62,7 +62,9 @@ def pooled_f(X: np.ndarray, label: np.ndarray) -> np.ndarray:
         return np.where(X.std(0) > 0, between / within, -1.0)
 
 
-def cross_validate(data: Outcomes, how: Classifier, *, n_jobs: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def cross_validate(
+    data: Outcomes, how: Classifier, *, n_jobs: int = 1, progress: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Predict every patient in every repeat.
 
     Parameters
@@ -71,6 +73,8 @@ def cross_validate(data: Outcomes, how: Classifier, *, n_jobs: int = 1) -> tuple
         Patients and procedure.
     n_jobs
         Processes; the result does not depend on it.
+    progress
+        Show a progress bar.
 
     Returns
     -------
@@ -86,7 +90,7 @@ def cross_validate(data: Outcomes, how: Classifier, *, n_jobs: int = 1) -> tuple
     )
     seeds = np.random.SeedSequence(how.seed).spawn(len(folds))
     jobs = ((data, how, fold, seed) for fold, seed in zip(folds, seeds, strict=True))
-    rows = run_jobs(_one_repeat, jobs, n_jobs=n_jobs)
+    rows = run_jobs(_one_repeat, jobs, n_jobs=n_jobs, progress=progress, total=len(folds))
     return np.stack([r[0] for r in rows], axis=1), np.stack([r[1] for r in rows]), folds
 
 

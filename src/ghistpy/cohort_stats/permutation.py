@@ -36,9 +36,9 @@ class Permutations:
         return float((1 + np.sum(~(null < seen))) / (1 + len(null)))
 
 
-def statistics_of(design: Design, how: Procedure, *, tau: float, n_jobs: int = 1) -> dict[str, float]:
+def statistics_of(design: Design, how: Procedure, *, n_jobs: int = 1) -> dict[str, float]:
     """What is tested: the mean C-index of the model, and the signed log-rank between its risk groups."""
-    found = cross_validate(design, how, tau=tau, n_jobs=n_jobs)
+    found = cross_validate(design, how, tau=None, n_jobs=n_jobs)
     m = found.models.index(MODEL)
     risk = combine_risk(found.score[m], found.folds, scale=how.risk_scale)
     out = {"c_index": float(np.nanmean(found.harrell[m]))}
@@ -48,7 +48,7 @@ def statistics_of(design: Design, how: Procedure, *, tau: float, n_jobs: int = 1
 
 
 def permute(
-    design: Design, how: Procedure, *, n_permutations: int, tau: float, n_jobs: int = 1, progress: bool = False
+    design: Design, how: Procedure, *, n_permutations: int, n_jobs: int = 1, progress: bool = False
 ) -> Permutations:
     """Repeat the whole procedure, folds and screening included, with outcomes dealt to other patients.
 
@@ -58,20 +58,20 @@ def permute(
         One-sided: a procedure that ranks patients the wrong way round is not significant.
     """
     how = replace(how, models=(MODEL,))
-    observed = statistics_of(design, how, tau=tau, n_jobs=n_jobs)
+    observed = statistics_of(design, how, n_jobs=n_jobs)
     seeds = np.random.SeedSequence([how.seed, 1]).spawn(n_permutations)
-    jobs = ((design, how, tau, seed) for seed in seeds)
+    jobs = ((design, how, seed) for seed in seeds)
     rows = run_jobs(_one_permutation, jobs, n_jobs=n_jobs, progress=progress, total=n_permutations)
     null = {name: np.array([row[name] for row in rows]) for name in observed}
     return Permutations(observed, null, how.n_repeats)
 
 
-def _one_permutation(design: Design, how: Procedure, tau: float, seed: np.random.SeedSequence) -> dict[str, float]:
+def _one_permutation(design: Design, how: Procedure, seed: np.random.SeedSequence) -> dict[str, float]:
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(design.time))
     shuffled = replace(design, time=design.time[order], event=design.event[order])
     try:
-        return statistics_of(shuffled, replace(how, seed=int(rng.integers(2**31))), tau=tau)
+        return statistics_of(shuffled, replace(how, seed=int(rng.integers(2**31))))
     except ValueError:
         # groups can leave a fold without event under a permutation: counted as no smaller than observed
         return {"c_index": np.nan, **{f"logrank_{method}": np.nan for method in METHODS}}

@@ -95,7 +95,13 @@ def select_features(
 
 
 def cross_validate(
-    design: Design, how: Procedure, *, tau: float, n_jobs: int = 1, folds: np.ndarray | None = None
+    design: Design,
+    how: Procedure,
+    *,
+    tau: float | None,
+    n_jobs: int = 1,
+    folds: np.ndarray | None = None,
+    progress: bool = False,
 ) -> CrossValidation:
     """Run the procedure in every fold of every repeat.
 
@@ -104,11 +110,13 @@ def cross_validate(
     design, how
         Patients and procedure.
     tau
-        Uno's index counts events before it.
+        Uno's index counts events before it. None = leave it out, NaN.
     n_jobs
         Processes; each repeat has its own generator, so the result does not depend on it.
     folds
         (R, n) folds instead of those that ``how`` asks for.
+    progress
+        Show a progress bar.
 
     Returns
     -------
@@ -130,7 +138,8 @@ def cross_validate(
         start = fit_univariate(impute(design.X, every), RiskSets.of(design.time, design.event)).coef
     seeds = np.random.SeedSequence(how.seed).spawn(len(folds))
     jobs = ((design, how, folds[r], seeds[r], start, tau) for r in range(len(folds)))
-    return _collect(run_jobs(_one_repeat, jobs, n_jobs=n_jobs), folds, how, len(design.time))
+    repeats = run_jobs(_one_repeat, jobs, n_jobs=n_jobs, progress=progress, total=len(folds))
+    return _collect(repeats, folds, how, len(design.time))
 
 
 def run_jobs(
@@ -163,7 +172,12 @@ def check_test_events(folds: np.ndarray, event: np.ndarray, n_splits: int) -> No
 
 
 def _one_repeat(
-    design: Design, how: Procedure, fold: np.ndarray, seed: np.random.SeedSequence, start: np.ndarray | None, tau: float
+    design: Design,
+    how: Procedure,
+    fold: np.ndarray,
+    seed: np.random.SeedSequence,
+    start: np.ndarray | None,
+    tau: float | None,
 ) -> list[tuple[_Fold, np.ndarray, np.ndarray]]:
     out = []
     for k, child in enumerate(seed.spawn(how.n_splits)):
@@ -171,9 +185,12 @@ def _one_repeat(
         fit = _fit_fold(design, how, train, np.random.default_rng(child), start)
         time, event = design.time[~train], design.event[~train]
         harrell = Pairs.of(time, event)
-        uno = Pairs.of(time, event, tau=tau, censoring=Censoring.of(design.time[train], design.event[train]))
         scores = [fit.score[name] for name in how.models]
-        out.append((fit, np.array([harrell.index(s) for s in scores]), np.array([uno.index(s) for s in scores])))
+        second = np.full(len(scores), np.nan)
+        if tau is not None:
+            uno = Pairs.of(time, event, tau=tau, censoring=Censoring.of(design.time[train], design.event[train]))
+            second = np.array([uno.index(s) for s in scores])
+        out.append((fit, np.array([harrell.index(s) for s in scores]), second))
     return out
 
 

@@ -170,7 +170,8 @@ def _copies(
     positions = pd.DataFrame(
         {"gene": names, "chrom": [f"chr{c + 1}" for c in chrom], "start": start, "end": start + 50_000}
     )
-    segment = np.arange(n_cna_genes) // _SEGMENT
+    within = chrom * n_cna_genes + (np.arange(n_cna_genes) - first) // _SEGMENT
+    segment = np.unique(within, return_inverse=True)[1]
     # a segment has its own mean, a gene within it now and then a call of its own
     level = rng.normal(size=(n_patients, segment.max() + 1))[:, segment]
     focal = np.where(rng.random((n_patients, n_cna_genes)) < 0.1, rng.normal(0, 1.5, (n_patients, n_cna_genes)), 0)

@@ -24,7 +24,7 @@ MODEL_COLOURS = {
     "random": "#B3B3B3",
 }
 MODEL_NAMES = {"clinical+model": "clinical\n+ model", "image": "image only", "random": "random\nfeatures"}
-_LINE = 0.062  # height of a row of the risk table, share of the axes at the default size
+_TABLE, _ROW = -42.0, 11.0  # points: top of the risk table below the axis, height of a row
 
 
 def kaplan_meier(
@@ -116,23 +116,21 @@ def _test_text(test: pd.DataFrame) -> str:
 
 
 def _risk_table(ax: Axes, table: pd.DataFrame, names: list[str], colours: dict[str, str]) -> None:
-    transform = ax.get_xaxis_transform()
-    top = -0.2
-    ax.text(0, top, "at risk", transform=ax.transAxes, fontsize=7, color=MUTED, ha="left", va="center")
+    """Rows below the axis, placed in points, so that the layout makes room for them at any size."""
     times = table["time"].unique()
     ax.set_xticks(times)
     ax.set_xlim(0, max(ax.get_xlim()[1], times.max()))
+    style = {"textcoords": "offset points", "va": "center", "fontsize": 7, "annotation_clip": False}
+    below = ax.get_xaxis_transform()
+    ax.annotate("at risk", (0, 0), xycoords=below, xytext=(0, _TABLE), ha="left", color=MUTED, **style)
     for i, name in enumerate(names):
-        height = top - _LINE * (i + 1)
-        ax.annotate(
-            name, (0, height), xycoords="axes fraction", xytext=(-14, 0), textcoords="offset points", ha="right",
-            va="center", fontsize=7, color=darker(colours[name], 0.15), annotation_clip=False,
-        )  # fmt: skip
+        down, dark = _TABLE - _ROW * (i + 1), darker(colours[name], 0.15)
+        ax.annotate(name, (0, 0), xycoords=below, xytext=(-14, down), ha="right", color=dark, **style)
         for row in table[table["group"] == name].itertuples():
-            ax.text(
-                row.time, height, f"{row.at_risk}", transform=transform, ha="center", va="center", fontsize=7,
-                color=INK, gid=f"at_risk:{name}",
-            )  # fmt: skip
+            text = ax.annotate(
+                f"{row.at_risk}", (row.time, 0), xycoords=below, xytext=(0, down), ha="center", color=INK, **style
+            )
+            text.set_gid(f"at_risk:{name}")
 
 
 def model_boxes(ax: Axes, values: dict[str, np.ndarray], summary: pd.DataFrame, chance: float) -> None:

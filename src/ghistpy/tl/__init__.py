@@ -26,10 +26,14 @@ if TYPE_CHECKING:
     from ghistpy.tl.neighborhood import neighborhood_correlation
     from ghistpy.tl.outcome import predict_outcome
     from ghistpy.tl.predict import predict_expression
+<<<<<<< HEAD
     from ghistpy.tl.ripley import ripley_l
+=======
+    from ghistpy.tl.predict_risk import predict_risk
+>>>>>>> survival
     from ghistpy.tl.split import split
     from ghistpy.tl.survival import survival_cv
-    from ghistpy.tl.survival_model import predict_risk, survival_fit
+    from ghistpy.tl.survival_model import survival_fit
 
 __all__ = [
     "split",
@@ -65,7 +69,7 @@ _MODULE_OF = {
     "compare_tables": "compare",
     "survival_cv": "survival",
     "survival_fit": "survival_model",
-    "predict_risk": "survival_model",
+    "predict_risk": "predict_risk",
     "predict_outcome": "outcome",
     "differential_state": "differential_state",
     "cluster_patients": "cluster_patients",

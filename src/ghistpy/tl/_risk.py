@@ -17,7 +17,7 @@ EXTERNAL = "predicted by a locked model for other patients"
 DESCRIPTIVE = {
     CROSS_VALIDATED: (
         "descriptive: the groups come from cross-validated risk of the same patients, where a log-rank rejects "
-        "in about 14 % of cohorts at 5 % without any association; the p-value of a test is that of the permutations"
+        "in 12 to 15 % of cohorts at 5 % without any association; the p-value of a test is that of the permutations"
     ),
     TRAINING: "descriptive: the model was fitted on patients of this table, so the groups follow their outcomes",
 }

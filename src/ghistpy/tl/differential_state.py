@@ -151,9 +151,9 @@ def differential_state(
         "meaning": PREDICTED if states.scale == _states.LOG else "",
     }
     if method == "deseq2":
-        from ghistpy.tl._deseq2 import test_counts
+        from ghistpy.tl._deseq2 import wald_of_counts
 
-        frame = test_counts(states, groupby, groups, notes["covariates"], min_patients, notes)
+        frame = wald_of_counts(states, groupby, groups, notes["covariates"], min_patients, notes)
     else:
         frame = _moderated(states, groupby, groups, covariates, pair_key, weighted, min_patients, notes)
     _adjust(frame)

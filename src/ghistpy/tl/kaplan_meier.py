@@ -101,6 +101,7 @@ def kaplan_meier(
     event_value: Any = None,
     time_unit: str | None = None,
     groupby: str | None = _keys.RISK_GROUP,
+    patient_key: str | None = None,
     key_added: str = _keys.KAPLAN_MEIER,
 ) -> None:
     """Kaplan-Meier curves of groups of patients, and the log-rank test between them.
@@ -114,6 +115,9 @@ def kaplan_meier(
     groupby
         Column of ``obs`` with the groups; patients without group are left out and counted. None = one curve
         of all, no test.
+    patient_key
+        Column with the patient of each row; a patient with several rows counts once. None = every row is a
+        patient.
     key_added
         Name of the result in ``uns["ghistpy"]``.
 
@@ -156,11 +160,12 @@ def kaplan_meier(
     from ghistpy.cohort_stats.endpoint import read_endpoint
 
     check_table(adata)
-    need_columns(adata.obs, {"groupby": groupby})
+    need_columns(adata.obs, {"groupby": groupby, "patient_key": patient_key})
+    table = _one_row_each(adata.obs, patient_key, [key for key in (time_key, event_key, groupby) if key])
     notes: dict[str, Any] = {"outcome": [time_key, event_key], "groupby": groupby or "", "n_vars": adata.n_vars}
-    with_group = np.ones(adata.n_obs, dtype=bool) if groupby is None else adata.obs[groupby].notna().to_numpy()
+    with_group = np.ones(len(table), dtype=bool) if groupby is None else table[groupby].notna().to_numpy()
     notes["n_without_group"] = int((~with_group).sum())
-    obs = adata.obs.loc[with_group]
+    obs = table.loc[with_group]
     endpoint = read_endpoint(
         obs, time_key=time_key, event_key=event_key, event_value=event_value, time_unit=time_unit, keep_zero=True
     )
@@ -189,6 +194,21 @@ def kaplan_meier(
     if groupby is not None:
         frames["test"] = pd.DataFrame([_test(adata, endpoint, group, order, groupby, notes)])
     store(adata, key_added, frames, notes)
+
+
+def _one_row_each(obs: pd.DataFrame, patient_key: str | None, agree_on: list[str]) -> pd.DataFrame:
+    """Clinical table with one row per patient, whose rows must agree."""
+    if patient_key is None:
+        return obs
+    if obs[patient_key].isna().any():
+        raise ValueError(f"patient_key={patient_key!r} is missing for {listed(obs.index[obs[patient_key].isna()])}")
+    key = obs[patient_key].astype(str)
+    for name in agree_on:
+        if name in obs:
+            several = obs[name].astype(str).groupby(key).nunique()
+            if (several > 1).any():
+                raise ValueError(f"patients have rows with different {name!r}: {listed(several.index[several > 1])}")
+    return obs.loc[~key.duplicated().to_numpy()].set_axis(key[~key.duplicated()].to_numpy())
 
 
 def _group_frames(endpoint: Endpoint, group: np.ndarray, order: list[str]) -> dict[str, pd.DataFrame]:

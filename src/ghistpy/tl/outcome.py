@@ -10,6 +10,7 @@ import numpy as np
 
 from ghistpy import _keys
 from ghistpy.tl._patients import (
+    check_table,
     encode_covariates,
     listed,
     need_columns,
@@ -115,6 +116,7 @@ def predict_outcome(
 
     if decision not in ("margin", "platt"):
         raise ValueError(f"decision={decision!r}: expected 'margin' or 'platt'")
+    check_table(adata)
     kinds_of_image, columns_of_image = _split_image_keys(adata, image_keys)
     patients = resolve_patients(
         adata, kind=kind, layer=layer, patient_key=patient_key, agree_on=(outcome, group_key), without=kinds_of_image
@@ -135,11 +137,12 @@ def predict_outcome(
     from ghistpy.cohort_stats.outcome import Outcomes
 
     data = Outcomes(patients.X[rows], label, clinical[rows], image[rows], groups)
-    predicted, selected, _ = cross_validate(data, how, n_jobs=n_jobs)
+    predicted, selected, _ = cross_validate(data, how, n_jobs=n_jobs, progress=progress)
     frames = _frames(predicted, selected, data, how, patients.features, n_bootstraps)
     frames["predictions"] = _predictions(predicted[0], patients.names[rows], label, classes)
     if n_permutations:
         _add_permutations(frames["summary"], data, how, n_permutations, permutation_repeats, n_jobs, progress)
+    notes["n_missing_values"] = int(np.isnan(data.X).sum())
     notes |= {"n_analysed": len(rows), "n_per_class": dict(zip(classes, np.bincount(label).tolist(), strict=True))}
     store(adata, key_added, frames, notes)
 

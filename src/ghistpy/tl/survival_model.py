@@ -1,4 +1,4 @@
-"""A survival model fitted once, and applied to patients it has not seen."""
+"""A survival model fitted once on all patients."""
 
 from __future__ import annotations
 
@@ -7,18 +7,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ghistpy import _keys
 from ghistpy.tl._patients import (
-    check_table,
     listed,
-    matrix,
     need_columns,
     note,
     resolve_patients,
-    store,
     warn_of_optimism,
 )
-from ghistpy.tl._risk import EXTERNAL, TRAINING, record_origin
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,7 +73,7 @@ def survival_fit(
     Hazard ratios of features that were selected on the same patients are too large, and their p-values too
     small; the model says so in ``summary["warnings"]``. Only other patients tell how good it is.
 
-    Proportional hazards: correlation of scaled Schoenfeld residuals with the rank of time (lifelines).
+    Proportional hazards: correlation of scaled Schoenfeld residuals with the rank of time.
 
     References
     ----------
@@ -113,14 +108,14 @@ def survival_fit(
     endpoint = read_endpoint(
         patients.obs, time_key=time_key, event_key=event_key, event_value=event_value, time_unit=time_unit
     )
-    _note_endpoint(endpoint, notes)
+    note_endpoint(endpoint, notes)
     X = patients.X[endpoint.rows]
     risk = RiskSets.of(endpoint.time, endpoint.event)
     names = _choose(patients.features, features, X, risk, n_features, screen, notes)
     at = [patients.features.tolist().index(name) for name in names]
     keys = (covariates,) if isinstance(covariates, str) else tuple(covariates)
     levels = _levels(patients.obs.iloc[endpoint.rows], keys)
-    values = np.hstack([X[:, at], _clinical(patients.obs.iloc[endpoint.rows], keys, levels, notes)])
+    values = np.hstack([X[:, at], clinical_columns(patients.obs.iloc[endpoint.rows], keys, levels, notes)])
     if not values.shape[1]:
         raise ValueError("the model has neither features nor covariates")
     centre, scale = np.nanmean(values, axis=0), np.nanstd(values, axis=0)
@@ -130,7 +125,8 @@ def survival_fit(
     return _lock(fit, values, centre, scale, endpoint, names, keys, levels, patients.names, notes)
 
 
-def _note_endpoint(endpoint: Endpoint, notes: dict[str, Any]) -> None:
+def note_endpoint(endpoint: Endpoint, notes: dict[str, Any]) -> None:
+    """Write down what the follow-up holds, and log what is left out."""
     notes |= {
         "n_analysed": len(endpoint.rows),
         "n_events": endpoint.n_events,
@@ -183,7 +179,7 @@ def _levels(obs: pd.DataFrame, keys: Sequence[str]) -> dict[str, list[str]]:
     return out
 
 
-def _clinical(
+def clinical_columns(
     obs: pd.DataFrame, keys: Sequence[str], levels: dict[str, list[str]], notes: dict[str, Any]
 ) -> np.ndarray:
     """Clinical columns with the levels of the training patients; a level they had not counts as the reference."""
@@ -232,6 +228,7 @@ def _lock(
     patients: np.ndarray,
     notes: dict[str, Any],
 ) -> SurvivalModel:
+    from ghistpy.cohort_stats.coxfit import proportional_hazards
     from ghistpy.cohort_stats.survival_model import SurvivalModel, breslow, hash_of
 
     risk = (values - centre) @ fit.coef
@@ -241,7 +238,8 @@ def _lock(
         variables += [f"{key}={level}" for level in levels[key][1:]] if key in levels else [key]
     se = np.sqrt(np.diag(fit.covariance))
     notes["table"] = _table(variables, fit.coef, se, scale)
-    notes["proportional_hazards"] = _proportional_hazards(values, endpoint, variables, notes)
+    changing = proportional_hazards(values, endpoint.time, endpoint.event, fit)
+    notes["proportional_hazards"] = {name: float(p) for name, p in zip(variables, changing, strict=True)}
     return SurvivalModel(
         features=names,
         covariates=covariates,
@@ -269,197 +267,3 @@ def _table(variables: list[str], coef: np.ndarray, se: np.ndarray, scale: np.nda
     columns = (variables, np.exp(per_sd), np.exp(per_sd - half), np.exp(per_sd + half), p)
     keys = ("variable", "hazard_ratio_per_sd", "ci_low", "ci_high", "pval")
     return [dict(zip(keys, (row[0], *map(float, row[1:])), strict=True)) for row in zip(*columns, strict=True)]
-
-
-def _proportional_hazards(
-    values: np.ndarray, endpoint: Endpoint, variables: list[str], notes: dict[str, Any]
-) -> dict[str, float]:
-    """p-value of each variable, by lifelines; empty where its fit fails."""
-    import warnings
-
-    import pandas as pd
-    from lifelines import CoxPHFitter
-    from lifelines.exceptions import ConvergenceError
-    from lifelines.statistics import proportional_hazard_test
-
-    varies = values.std(0) > 0
-    frame = pd.DataFrame(values[:, varies], columns=[f"v{i}" for i in np.flatnonzero(varies)])
-    frame["time"], frame["event"] = endpoint.time, endpoint.event
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what they say of the fit is said of ours above
-            fitted = CoxPHFitter().fit(frame, "time", "event")
-            found = proportional_hazard_test(fitted, frame, time_transform="rank")
-    except ConvergenceError as error:
-        notes["proportional_hazards_failed"] = str(error).partition("\n")[0]
-        return {}
-    p = np.atleast_1d(found.p_value)
-    return {variables[i]: float(value) for i, value in zip(np.flatnonzero(varies), p, strict=True)}
-
-
-def predict_risk(
-    adata: AnnData,
-    model: SurvivalModel,
-    *,
-    time_key: str | None = None,
-    event_key: str | None = None,
-    event_value: Any = None,
-    time_unit: str | None = None,
-    times: Sequence[float] | None = None,
-    layer: str | None = None,
-    n_bootstraps: int = 200,
-    seed: int = 0,
-    key_added: str = _keys.EXTERNAL,
-    risk_key: str = _keys.RISK,
-) -> None:
-    """Apply a locked model to patients, and test it when their follow-up is given.
-
-    Parameters
-    ----------
-    adata
-        Patients × features in the units of the training patients; written to.
-    model
-        From :func:`ghistpy.tl.survival_fit`.
-    time_key, event_key, event_value, time_unit
-        Follow-up of these patients, as in :func:`ghistpy.tl.survival_cv`. None = predict only.
-    times
-        Times for AUC and Brier score; None = the quartiles of the event times.
-    layer
-        Layer with the features; None = ``X``.
-    n_bootstraps, seed
-        Bootstrap samples of patients for the interval of the C-index.
-    key_added, risk_key
-        Names of the result in ``uns["ghistpy"]`` and of the column of ``obs``.
-
-    Raises
-    ------
-    ValueError
-        Features of the model are missing (all are named), or the follow-up is in another unit.
-
-    Notes
-    -----
-    Written: ``obs["risk"]`` (f8, log hazard against the mean training patient) and, with follow-up, frames
-    ``summary`` (measure, value, ci_low, ci_high: C-index, Uno's index, integrated Brier score, calibration
-    slope) and ``times`` (time, auc, brier, brier_null) in ``uns["ghistpy"]["external_validation"]``.
-
-    A missing value becomes the training mean, and is counted. Patients that the model was fitted on are
-    recognised by name: then nothing here is a validation, and it says so.
-
-    References
-    ----------
-    Graf et al., Stat Med 18:2529 (1999), doi 10.1002/(SICI)1097-0258(19990915/30)18:17/18<2529::AID-SIM274>3.0.CO;2-5.
-
-    Examples
-    --------
-    See :func:`ghistpy.tl.survival_fit`.
-    """
-    from ghistpy.cohort_stats.survival_model import hash_of
-
-    check_table(adata)
-    absent = [name for name in model.features if name not in adata.var_names]
-    if absent:
-        raise ValueError(f"adata lacks {len(absent)} of {len(model.features)} features of the model: {listed(absent)}")
-    notes: dict[str, Any] = {"n_vars": adata.n_vars}
-    X = matrix(adata, adata.var_names.get_indexer(list(model.features)), layer)
-    values = np.hstack([X, _clinical(adata.obs, model.covariates, model.levels, notes)])
-    notes["n_missing_values"] = int(np.isnan(values).sum())
-    if notes["n_missing_values"]:
-        note(notes, f"{notes['n_missing_values']} missing values are set to the means of the training patients")
-    risk = model.risk(values)
-    known = sum(hash_of(str(name)) in model.patients for name in adata.obs_names)
-    notes |= {"n_patients": adata.n_obs, "n_in_training": known}
-    if known:
-        note(notes, f"the model was fitted on {known} of these {adata.n_obs} patients: this is no validation")
-    adata.obs[risk_key] = risk
-    origin = TRAINING if known else EXTERNAL
-    record_origin(adata, risk_key, {"origin": origin, "outcome": [time_key, event_key]})
-    if time_key is None or event_key is None:
-        return
-    from ghistpy.cohort_stats.endpoint import read_endpoint
-
-    endpoint = read_endpoint(
-        adata.obs, time_key=time_key, event_key=event_key, event_value=event_value, time_unit=time_unit
-    )
-    if model.time_unit and endpoint.unit and endpoint.unit != model.time_unit:
-        raise ValueError(
-            f"time_key={time_key!r} is in {endpoint.unit}, the model was fitted in {model.time_unit}: convert it"
-        )
-    _note_endpoint(endpoint, notes)
-    frames = _validate(model, endpoint, risk[endpoint.rows], times, n_bootstraps, seed, notes)
-    store(adata, key_added, frames, notes)
-
-
-def _validate(
-    model: SurvivalModel,
-    endpoint: Endpoint,
-    risk: np.ndarray,
-    times: Sequence[float] | None,
-    n_bootstraps: int,
-    seed: int,
-    notes: dict[str, Any],
-) -> dict[str, pd.DataFrame]:
-    import pandas as pd
-
-    from ghistpy.cohort_stats.concordance import Censoring, Pairs, bootstrap_counts, default_tau
-    from ghistpy.cohort_stats.cox import RiskSets
-    from ghistpy.cohort_stats.coxfit import fit_cox
-
-    time, event = endpoint.time, endpoint.event
-    pairs = Pairs.of(time, event)
-    samples = pairs.resampled(risk, bootstrap_counts(len(time), n_bootstraps, seed))
-    low, high = np.nanquantile(samples, [0.025, 0.975])
-    tau = default_tau(time, event)
-    uno = Pairs.of(time, event, tau=tau, censoring=Censoring.of(time, event)).index(risk)
-    slope = fit_cox(risk[:, None], RiskSets.of(time, event))
-    half = 1.959964 * np.sqrt(slope.covariance[0, 0])
-    rows = [
-        ("c_index", pairs.index(risk), low, high),
-        ("uno", uno, np.nan, np.nan),
-        ("calibration_slope", slope.coef[0], slope.coef[0] - half, slope.coef[0] + half),
-    ]
-    notes["tau"] = tau
-    at = _evaluation_times(endpoint, times)
-    by_time = pd.DataFrame({"time": at})
-    if len(at):
-        by_time, integrated = _over_time(model, endpoint, risk, at)
-        rows.append(("integrated_brier_score", integrated, np.nan, np.nan))
-    return {"summary": pd.DataFrame(rows, columns=["measure", "value", "ci_low", "ci_high"]), "times": by_time}
-
-
-def _evaluation_times(endpoint: Endpoint, times: Sequence[float] | None) -> np.ndarray:
-    """Times strictly inside the follow-up, as scikit-survival asks for."""
-    events = endpoint.time[endpoint.event]
-    at = np.unique(np.quantile(events, [0.25, 0.5, 0.75]) if times is None else np.asarray(times, dtype=np.float64))
-    inside = (at > endpoint.time.min()) & (at < endpoint.time.max())
-    if times is not None and not inside.all():
-        raise ValueError(
-            f"times={at[~inside].tolist()}: expected between {endpoint.time.min():g} and {endpoint.time.max():g}, "
-            "the follow-up of these patients"
-        )
-    return at[inside]
-
-
-def _over_time(
-    model: SurvivalModel, endpoint: Endpoint, risk: np.ndarray, at: np.ndarray
-) -> tuple[pd.DataFrame, float]:
-    import pandas as pd
-    from sksurv.metrics import brier_score, cumulative_dynamic_auc, integrated_brier_score
-    from sksurv.nonparametric import kaplan_meier_estimator
-    from sksurv.util import Surv
-
-    y = Surv.from_arrays(endpoint.event, endpoint.time)
-    auc = cumulative_dynamic_auc(y, y, risk, at)[0]
-    survival = model.survival(risk, at)
-    when, probability = kaplan_meier_estimator(endpoint.event, endpoint.time)
-    step = np.searchsorted(when, at, side="right") - 1
-    null = np.tile(np.where(step >= 0, probability[np.maximum(step, 0)], 1.0), (len(risk), 1))
-    frame = pd.DataFrame(
-        {
-            "time": at,
-            "auc": auc,
-            "brier": brier_score(y, y, survival, at)[1],
-            "brier_null": brier_score(y, y, null, at)[1],
-        }
-    )
-    integrated = float(integrated_brier_score(y, y, survival, at)) if len(at) > 1 else np.nan
-    return frame, integrated

@@ -1,0 +1,176 @@
+"""Figures of patients: what is drawn equals what is stored."""
+
+import anndata
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+import ghistpy as gp
+from ghistpy.pl._labels import place_labels
+
+
+def _patients(n=80):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(n, 40))
+    months = rng.exponential(30 * np.exp(-X[:, 3]))
+    stop = rng.uniform(5, 60, n)
+    var = pd.DataFrame({"gene": [f"G{i:02d}" for i in range(40)], "cell_type": "T/NK", "kind": "gene_mean_celltype"})
+    var.index = var["cell_type"] + "--" + var["gene"]
+    obs = pd.DataFrame(
+        {"months": np.minimum(months, stop), "dead": months <= stop, "arm": np.array(["a", "b"])[np.arange(n) % 2]},
+        index=[f"P{i}" for i in range(n)],
+    )
+    X[:, :4] += 1.5 * (obs["arm"] == "b").to_numpy()[:, None]
+    obs["age"] = rng.normal(size=n)
+    return anndata.AnnData(X, obs=obs, var=var)
+
+
+@pytest.fixture(scope="module")
+def _analysed():
+    adata = _patients()
+    follow_up = {"time_key": "months", "event_key": "dead"}
+    gp.tl.survival_cv(
+        adata, **follow_up, covariates=["age"], n_features=2, n_repeats=4, n_permutations=4, progress=False
+    )
+    gp.tl.stratify_risk(adata)
+    gp.tl.kaplan_meier(adata, **follow_up)
+    gp.tl.kaplan_meier(adata, **follow_up, groupby="arm", key_added="by_arm")
+    gp.tl.predict_outcome(adata, outcome="arm", n_repeats=3, n_permutations=4, permutation_repeats=1, progress=False)
+    gp.tl.differential_state(adata, groupby="arm")
+    return adata
+
+
+@pytest.fixture
+def analysed(_analysed):
+    return _analysed.copy()
+
+
+def _by_gid(ax, gid):
+    return [a for a in ax.get_children() if a.get_gid() == gid]
+
+
+def test_kaplan_meier_draws_the_stored_curves(analysed):
+    ax = gp.pl.kaplan_meier(analysed)
+    curves = gp.get.kaplan_meier(analysed, part="curves")
+    for name in ("high risk", "low risk"):
+        curve = curves[curves["group"] == name]
+        (line,) = _by_gid(ax, f"curve:{name}")
+        np.testing.assert_allclose(line.get_ydata(), curve["survival"])
+        (ticks,) = _by_gid(ax, f"censored:{name}")
+        assert len(ticks.get_xdata()) == (curve["censored"] > 0).sum()
+        (band,) = _by_gid(ax, f"band:{name}")
+        assert band.get_datalim(ax.transData).y0 == pytest.approx(curve["ci_low"].min())
+        stored = gp.get.kaplan_meier(analysed, part="at_risk").query("group == @name")["at_risk"]
+        assert [t.get_text() for t in _by_gid(ax, f"at_risk:{name}")] == [str(n) for n in stored]
+    test = gp.get.kaplan_meier(analysed).iloc[0]
+    assert f"χ² = {test['chi2']:.2f}" in ax.get_title(loc="left")
+    assert "(descriptive)" in ax.get_title(loc="left")
+    assert f"permutation p = {test['pval_permutation']:.3f}" in ax.get_title(loc="left")
+    assert "descriptive" not in gp.pl.kaplan_meier(analysed, key="by_arm").get_title(loc="left")
+    assert not list(gp.pl.kaplan_meier(analysed, risk_table=False).texts)
+
+
+def test_c_index_boxes_and_intervals(analysed):
+    ax = gp.pl.c_index(analysed)
+    summary = gp.get.survival(analysed)
+    for row in summary.itertuples():
+        (interval,) = _by_gid(ax, f"interval:{row.model}")
+        np.testing.assert_allclose(interval.get_ydata(), [row.ci_low, row.ci_high])
+        (mean,) = _by_gid(ax, f"mean:{row.model}")
+        assert mean.get_ydata()[0] == pytest.approx(row.c_index)
+    assert [t.get_text().replace("\n", " ") for t in ax.get_xticklabels()] == [
+        "model", "clinical", "clinical + model", "random features",
+    ]  # fmt: skip
+    assert _by_gid(ax, "chance")[0].get_ydata()[0] == 0.5
+
+
+def test_risk_features_are_the_frequencies(analysed):
+    ax = gp.pl.risk_features(analysed, n=5)
+    frame = gp.get.survival(analysed, part="selected").head(5).iloc[::-1]
+    np.testing.assert_allclose([bar.get_width() for bar in _by_gid(ax, "frequency")], frame["frequency"])
+    assert [t.get_text() for t in ax.get_yticklabels()] == frame["feature"].tolist()
+
+
+def test_outcome_accuracy(analysed):
+    ax = gp.pl.outcome_accuracy(analysed)
+    row = gp.get.outcome(analysed).iloc[0]
+    assert _by_gid(ax, "mean:model")[0].get_ydata()[0] == pytest.approx(row["balanced_accuracy"])
+    assert f"permutation p of the model = {row['pval']:.3f}" in ax.get_title(loc="left")
+    gp.tl.cluster_patients(analysed)
+    gp.tl.predict_outcome(analysed, outcome="patient_cluster", n_repeats=1, progress=False)
+    assert "circular" in gp.pl.outcome_accuracy(analysed).get_title(loc="left")
+
+
+def test_state_heatmap_orders_patients_by_group(analysed):
+    ax = gp.pl.state_heatmap(analysed, groupby="arm", n=6)
+    results = gp.get.differential_state(analysed).sort_values("pval").head(6)
+    assert [t.get_text() for t in ax.get_yticklabels()] == (results["gene"] + "  " + results["cell_type"]).tolist()
+    drawn = np.asarray(ax.images[0].get_array())
+    column = analysed.X[:, analysed.var["gene"].tolist().index(results["gene"].iloc[0])]
+    z = (column - column.mean()) / column.std()
+    arm = (analysed.obs["arm"] == "b").to_numpy()
+    np.testing.assert_allclose(np.sort(drawn[0, : (~arm).sum()]), np.sort(np.clip(z[~arm], -2.5, 2.5)))
+    with pytest.raises(ValueError, match="groupby='x' is not a column"):
+        gp.pl.state_heatmap(analysed, groupby="x")
+    with pytest.raises(ValueError, match="no row of 'differential_state' is left"):
+        gp.pl.state_heatmap(analysed, groupby="arm", max_pval_adj=0.0)
+
+
+def test_volcano_counts_and_names(analysed):
+    ax = gp.pl.volcano(analysed)
+    frame = gp.get.differential_state(analysed)
+    up = frame[(frame["pval_adj_global"] <= 0.05) & (frame["log_fc"] > 0)]
+    (points,) = _by_gid(ax, "up")
+    order = np.argsort(points.get_offsets()[:, 0])
+    want = up.sort_values("log_fc")
+    np.testing.assert_allclose(points.get_offsets()[order, 1], -np.log10(want["pval"]))
+    assert ax.get_title(loc="left").startswith(f"{len(up)} up, ")
+    with pytest.raises(ValueError, match=r"columns \['beta'\] are not in the result"):
+        gp.pl.volcano(analysed, effect="beta")
+
+
+def test_volcano_of_any_frame_reads_log_p():
+    frame = pd.DataFrame(
+        {"x": ["A", "B"], "beta": [1.0, -1], "p": [0.0, 0.5], "q": [0.0, 0.5], "log_p": [-2000.0, -0.7]}
+    )
+    ax = gp.pl.volcano(frame, effect="beta", pval="p", pval_adj="q", name="x")
+    assert _by_gid(ax, "up")[0].get_offsets()[0, 1] == pytest.approx(2000 / np.log(10))
+
+
+def test_labels_do_not_collide():
+    rng = np.random.default_rng(0)
+    fig, ax = plt.subplots(figsize=(4, 3))
+    x, y = rng.normal(0, 0.1, 60), rng.normal(0, 0.1, 60)  # a dense clump
+    ax.set_xlim(-1, 1)
+    ax.set_ylim(-1, 1)
+    drawn = place_labels(ax, x, y, [f"GENE{i}" for i in range(60)])
+    assert 15 < len(drawn) <= 60
+    renderer = fig.canvas.get_renderer()
+    boxes = [t.get_window_extent(renderer) for t in drawn]
+    frame = ax.get_window_extent(renderer)
+    points = ax.transData.transform(np.column_stack([x, y]))
+    for i, a in enumerate(boxes):
+        assert not any(a.overlaps(b) for b in boxes[i + 1 :])
+        assert a.x0 >= frame.x0
+        assert a.x1 <= frame.x1
+        assert not ((points > [a.x0, a.y0]) & (points < [a.x1, a.y1])).all(1).any()
+
+
+def test_nothing_stored(analysed):
+    del analysed.uns["ghistpy"]
+    for draw in (gp.pl.kaplan_meier, gp.pl.c_index, gp.pl.risk_features, gp.pl.outcome_accuracy, gp.pl.volcano):
+        with pytest.raises(ValueError, match="there is no such result"):
+            draw(analysed)
+
+
+def test_figures_can_be_saved(analysed, tmp_path):
+    figures = {
+        "km": gp.pl.kaplan_meier(analysed),
+        "c": gp.pl.c_index(analysed),
+        "volcano": gp.pl.volcano(analysed),
+        "heatmap": gp.pl.state_heatmap(analysed, groupby="arm"),
+    }
+    for name, ax in figures.items():
+        ax.figure.savefig(tmp_path / f"{name}.pdf")
+        assert 2_000 < (tmp_path / f"{name}.pdf").stat().st_size < 1_000_000

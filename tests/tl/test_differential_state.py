@@ -1,0 +1,256 @@
+"""Differential state: pseudobulk, moderated t, families of tests; clusters of patients."""
+
+import importlib.util
+import json
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse, stats
+
+import ghistpy as gp
+from ghistpy.cohort_stats.adjust import adjust_pvalues
+
+
+def make_features(n=24, genes=60, *, seed=0, types=("B", "T/NK")):
+    """Gene g5 of B differs between arms by 2."""
+    rng = np.random.default_rng(seed)
+    var = pd.DataFrame([(f"g{i}", t) for t in types for i in range(genes)], columns=["gene", "cell_type"])
+    var["kind"] = "gene_mean_celltype"
+    var.index = var["cell_type"] + "--" + var["gene"]
+    arm = np.array(["b", "a"])[np.arange(n) % 2]
+    sd = np.sqrt(4 / rng.chisquare(4, len(var)))
+    X = rng.normal(size=(n, len(var))) * sd
+    X[:, 5] = rng.normal(size=n) * 0.5 + 2.0 * (arm == "b")
+    obs = pd.DataFrame(
+        {"arm": arm, "age": rng.normal(size=n), "pair": np.arange(n) // 2}, index=[f"P{i}" for i in range(n)]
+    )
+    return anndata.AnnData(X, obs=obs, var=var)
+
+
+def make_cells(n_patients=10, *, counts=False, seed=0):
+    """Cells of two types; gene g3 of type B is higher in arm b; patient P0 has 4 cells of B."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for p in range(n_patients):
+        for t, n in (("B", 4 if p == 0 else 30), ("T", 25)):
+            rows += [(f"P{p}", t, "ab"[p % 2], p)] * n
+    obs = pd.DataFrame(rows, columns=["patient", "cell_type", "arm", "number"])
+    obs["own"] = np.arange(len(obs))
+    obs.index = [f"c{i}" for i in range(len(obs))]
+    rate = np.full((len(obs), 40), 3.0) * rng.lognormal(0, 0.1, 40)
+    rate[((obs["cell_type"] == "B") & (obs["arm"] == "b")).to_numpy(), 3] *= 3
+    X = rng.poisson(rate).astype(np.float32)
+    X = X if counts else np.log1p(X)
+    uns = {"ghistpy": {"units": "counts" if counts else "log1p(expected count)"}}
+    return anndata.AnnData(sparse.csr_matrix(X), obs=obs, var=pd.DataFrame(index=[f"g{i}" for i in range(40)]), uns=uns)
+
+
+def test_planted_difference_and_families():
+    adata = make_features()
+    gp.tl.differential_state(adata, groupby="arm", reference="a")
+    frame = gp.get.differential_state(adata)
+    top = frame.sort_values("pval").iloc[0]
+    assert top[["gene", "cell_type", "contrast"]].tolist() == ["g5", "B", "b - a"]
+    arm = adata.obs["arm"].to_numpy()
+    assert top["log_fc"] == pytest.approx(adata.X[arm == "b", 5].mean() - adata.X[arm == "a", 5].mean())
+    for name, part in frame.groupby("cell_type"):
+        want = stats.false_discovery_control(part["pval"])
+        np.testing.assert_allclose(part["pval_adj_local"], want, err_msg=name)
+    np.testing.assert_allclose(frame["pval_adj_global"], stats.false_discovery_control(frame["pval"]))
+    np.testing.assert_allclose(frame["pval_bonferroni"], np.minimum(frame["pval"] * 120, 1))
+    notes = frame.attrs["notes"]
+    assert "predictions" in notes["meaning"]
+    assert notes["reference"] == "a"
+
+
+def test_calibrated_by_patients():
+    """No difference anywhere: 5 % of 4,000 tests, also with a covariate and with missing patients."""
+    adata = make_features(n=12, genes=2000, seed=4)
+    adata.X[:, 5] = np.random.default_rng(0).normal(size=12)
+    adata.X[:3, 2000:] = np.nan
+    gp.tl.differential_state(adata, groupby="arm", covariates=["age"])
+    p = gp.get.differential_state(adata)["pval"]
+    assert abs((p < 0.05).mean() - 0.05) < 4 * np.sqrt(0.05 * 0.95 / len(p))
+    assert (gp.get.differential_state(adata)["pval_adj_global"] < 0.05).sum() <= 2
+
+
+def test_paired_design_equals_the_differences():
+    """With two rows a pair, the effect is the mean difference, and shifts of pairs do not matter."""
+    adata = make_features()
+    shifted = adata.copy()
+    shifted.X += np.random.default_rng(1).normal(size=12)[adata.obs["pair"].to_numpy()][:, None] * 20
+    for table in (adata, shifted):
+        gp.tl.differential_state(table, groupby="arm", reference="a", pair_key="pair")
+    a, b = gp.get.differential_state(adata), gp.get.differential_state(shifted)
+    np.testing.assert_allclose(a["pval"], b["pval"], rtol=1e-6)
+    d = adata.X[::2] - adata.X[1::2]
+    np.testing.assert_allclose(a["log_fc"].to_numpy(), d.mean(0), rtol=1e-9)
+
+
+def test_three_groups_against_the_reference():
+    adata = make_features(n=30)
+    adata.obs["arm"] = pd.Categorical(np.array(["x", "y", "z"])[np.arange(30) % 3], categories=["y", "x", "z"])
+    gp.tl.differential_state(adata, groupby="arm")
+    frame = gp.get.differential_state(adata)
+    assert set(frame["contrast"]) == {"x - y", "z - y"}
+    want = adata.X[adata.obs["arm"] == "z", 7].mean() - adata.X[adata.obs["arm"] == "y", 7].mean()
+    got = frame.query("contrast == 'z - y' and gene == 'g7' and cell_type == 'B'")["log_fc"].item()
+    assert got == pytest.approx(want)
+
+
+def test_cells_are_pooled_by_patient():
+    adata = make_cells()
+    gp.tl.differential_state(adata, groupby="arm", patient_key="patient")
+    frame = gp.get.differential_state(adata)
+    assert frame.sort_values("pval").iloc[0][["gene", "cell_type"]].tolist() == ["g3", "B"]
+    notes = frame.attrs["notes"]
+    assert notes["pairs_dropped"] == ["P0/B"]
+    assert frame.query("cell_type == 'B'")["n_reference"].unique().tolist() == [4]  # P0 is left out
+    rows = (adata.obs["cell_type"] == "T").to_numpy()
+    means = pd.DataFrame(adata.X[rows].toarray()).groupby(adata.obs["patient"][rows].to_numpy()).mean()
+    arm = adata.obs.groupby("patient")["arm"].first()[means.index]
+    want = means[arm.to_numpy() == "b"].mean() - means[arm.to_numpy() == "a"].mean()
+    np.testing.assert_allclose(frame.query("cell_type == 'T'")["log_fc"], want, atol=1e-6)
+    gp.tl.differential_state(adata, groupby="arm", patient_key="patient", min_cells=4, weighted=True)
+    weighted = gp.get.differential_state(adata)
+    assert weighted.attrs["notes"]["pairs_dropped"] == []
+    assert not np.allclose(weighted.query("cell_type == 'B'")["log_fc"], frame.query("cell_type == 'B'")["log_fc"])
+
+
+def test_counts_are_summed():
+    adata = make_cells(counts=True)
+    gp.tl.differential_state(adata, groupby="arm", patient_key="patient")
+    frame = gp.get.differential_state(adata)
+    top = frame.sort_values("pval").iloc[0]
+    assert top[["gene", "cell_type"]].tolist() == ["g3", "B"]
+    assert top["log_fc"] == pytest.approx(np.log2(3), abs=0.25)
+    assert frame.attrs["notes"]["meaning"] == ""
+
+
+def test_result_survives_the_disk(tmp_path):
+    adata = make_features()
+    gp.tl.differential_state(adata, groupby="arm")
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    again = gp.get.differential_state(anndata.read_h5ad(tmp_path / "a.h5ad"))
+    pd.testing.assert_frame_equal(again, gp.get.differential_state(adata), check_dtype=False, check_categorical=False)
+
+
+def test_slides_are_pooled():
+    from spatialdata import SpatialData
+
+    cells = make_cells()
+    slides = {}
+    for patient in cells.obs["patient"].unique():
+        table = cells[cells.obs["patient"] == patient].copy()
+        half = table.n_obs // 2
+        for k, part in enumerate((table[:half], table[half:])):
+            sdata = SpatialData(tables={"insilico": part.copy()}, attrs={"ghistpy": {"patient": patient}})
+            slides[f"{patient}_{k}"] = sdata
+    slides["broken"] = SpatialData()
+    clinical = cells.obs.groupby("patient")[["arm"]].first()
+    clinical.loc["P99"] = "a"
+    found = gp.tl.differential_state(slides, groupby="arm", clinical=clinical)
+    gp.tl.differential_state(cells, groupby="arm", patient_key="patient")
+    a, b = gp.get.differential_state(found), gp.get.differential_state(cells)
+    np.testing.assert_allclose(a["log_fc"], b["log_fc"], rtol=1e-5)
+    warnings = " ".join(a.attrs["notes"]["warnings"])
+    assert "1 patients have a clinical row but no cells: P99" in warnings
+    assert "1 slides are left out: broken" in warnings
+    assert found.shape == (10, 80)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pydeseq2") is None, reason="extra 'state' is not installed")
+def test_deseq2_agrees_in_direction():
+    adata = make_cells(counts=True)
+    gp.tl.differential_state(adata, groupby="arm", patient_key="patient", method="deseq2")
+    top = gp.get.differential_state(adata).sort_values("pval").iloc[0]
+    assert top[["gene", "cell_type"]].tolist() == ["g3", "B"]
+    assert top["log_fc"] == pytest.approx(np.log2(3), abs=0.25)
+
+
+def test_deseq2_says_how_to_install(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "pydeseq2", None)
+    monkeypatch.setitem(sys.modules, "pydeseq2.dds", None)
+    with pytest.raises(ImportError, match=r"ghistpy\[state\]"):
+        gp.tl.differential_state(make_cells(counts=True), groupby="arm", patient_key="patient", method="deseq2")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"groupby": "sex"}, "groupby='sex' is not a column"),
+        ({"groupby": "one"}, "one group only"),
+        ({"reference": "c"}, r"reference='c' is not among the groups \['a', 'b'\]"),
+        ({"method": "wilcoxon"}, "expected 'moderated_t' or 'deseq2'"),
+        ({"method": "deseq2"}, "needs counts, and the table holds logarithms"),
+        ({"weighted": True}, "does not know numbers of cells"),
+        ({"min_patients": 20}, "no cell type has 20 patients in two groups"),
+        ({"covariates": ["bmi"]}, "covariates='bmi' is not a column"),
+        ({"kind": "x"}, r"no features of \['x'\]"),
+    ],
+)
+def test_bad_input(change, message):
+    adata = make_features()
+    adata.obs["one"] = "x"
+    with pytest.raises(ValueError, match=message):
+        gp.tl.differential_state(adata, **({"groupby": "arm"} | change))
+
+
+def test_bad_tables():
+    plain = anndata.AnnData(np.zeros((3, 2)), obs=pd.DataFrame({"arm": list("aab")}, index=list("xyz")))
+    with pytest.raises(ValueError, match="neither a table of features"):
+        gp.tl.differential_state(plain, groupby="arm")
+    doubled = make_features()
+    doubled.var["gene"] = "g0"
+    with pytest.raises(ValueError, match="genes occur more than once"):
+        gp.tl.differential_state(doubled, groupby="arm")
+    cells = make_cells()
+    cells.X.data[0] = np.nan
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        gp.tl.differential_state(cells, groupby="arm", patient_key="patient")
+
+
+@pytest.mark.data
+def test_golden_adjusted_p_values(data_dir):
+    folder = data_dir / "golden" / "downstream"
+    frame = pd.read_csv(folder / "supp15_de.csv")
+    got = adjust_pvalues(frame["p_val"].to_numpy(), family=frame["cluster_id"].to_numpy())
+    np.testing.assert_allclose(got, frame["p_adj.loc"], atol=1e-14)
+    expected = json.loads((folder / "supp15_expected.json").read_text())
+    for name, part in frame.assign(own=got).groupby("cluster_id"):
+        assert len(part) == expected[name]["n"]
+        assert (part["p_val"] < 0.05).sum() == expected[name]["p<.05"]
+        assert (part["own"] < 0.05).sum() == expected[name]["loc<.05"]
+        assert (part["p_adj.glb"] < 0.05).sum() == expected[name]["glb<.05"]
+
+
+@pytest.mark.data
+def test_golden_clusters(data_dir):
+    frame = pd.read_csv(data_dir / "golden" / "downstream" / "fig5c_heatmap_kmeans.csv", index_col=0)
+    adata = anndata.AnnData(frame.iloc[:, :5].to_numpy(float), obs=frame[["paper_cluster"]])
+    gp.tl.cluster_patients(adata, standardise=False)
+    table = pd.crosstab(adata.obs["paper_cluster"], adata.obs["patient_cluster"]).to_numpy()
+    assert sorted(table.ravel().tolist()) == [0, 0, 25, 29]
+    notes = json.loads(adata.uns["ghistpy"]["patient_cluster"]["notes"])
+    assert notes["inertia"] == pytest.approx(269.9645, abs=1e-3)
+
+
+def test_clusters_say_what_they_are_made_of(caplog):
+    adata = make_features()
+    adata.X[:12, :40] += 6
+    adata.X[0, 3] = np.nan
+    gp.tl.cluster_patients(adata, features=list(adata.var_names[:40]))
+    assert len(set(adata.obs["patient_cluster"][:12])) == 1
+    assert adata.obs["patient_cluster"].nunique() == 2
+    notes = json.loads(adata.uns["ghistpy"]["patient_cluster"]["notes"])
+    assert notes["features"] == adata.var_names[:40].tolist()
+    assert notes["silhouette"] > 0.5
+    assert "1 of 960 values are missing" in caplog.text
+    with pytest.raises(ValueError, match="n_clusters=24: expected at least 2 and fewer than the 24"):
+        gp.tl.cluster_patients(adata, n_clusters=24)
+    with pytest.raises(ValueError, match="features: zzz are not in the table"):
+        gp.tl.cluster_patients(adata, features=["zzz"])

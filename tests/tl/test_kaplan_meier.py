@@ -1,0 +1,230 @@
+"""Risk groups, Kaplan-Meier curves and the log-rank test; locked models on other patients."""
+
+import json
+import logging
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from lifelines import KaplanMeierFitter
+
+import ghistpy as gp
+from ghistpy.cohort_stats.survival_model import SurvivalModel
+
+
+def make_patients(n=120, *, seed=0, start=0):
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(n, 20))
+    months = rng.exponential(30 * np.exp(-0.9 * X[:, 2]))
+    stop = rng.uniform(5, 60, n)
+    obs = pd.DataFrame(
+        {
+            "months": np.minimum(months, stop).clip(0.01),
+            "dead": (months <= stop).astype(int),
+            "age": rng.normal(60, 9, n),
+            "stage": rng.choice(["I", "II", "III"], n),
+        },
+        index=[f"P{i + start}" for i in range(n)],
+    )
+    return anndata.AnnData(X, obs=obs, var=pd.DataFrame(index=[f"f{i}" for i in range(20)]))
+
+
+FOLLOW_UP = {"time_key": "months", "event_key": "dead"}
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("dataset", ["fig5a_nn_correlation", "supp14_bulk_RNAseq"])
+def test_golden_log_rank(data_dir, dataset):
+    folder = data_dir / "golden" / "downstream"
+    want = json.loads((folder / "km_expected.json").read_text())[dataset]
+    frame = pd.read_csv(folder / "km_inputs.csv").query("dataset == @dataset")
+    frame.index = [f"P{i}" for i in range(len(frame))]
+    frame["risk_group"] = frame["risk_cat"].where(frame["risk_cat"] != "other")
+    adata = anndata.AnnData(np.zeros((len(frame), 1)), obs=frame)
+    follow_up = {"time_key": "days_to_last_follow_up", "event_key": "vital_status"}
+    with pytest.raises(ValueError, match="has the values 1 and 2"):
+        gp.tl.kaplan_meier(adata, **follow_up)
+    gp.tl.kaplan_meier(adata, **follow_up, event_value=2)
+    test = gp.get.kaplan_meier(adata).iloc[0]
+    assert test["chi2"] == pytest.approx(want["chisq"], rel=want["tol_rel"])
+    assert test["pval"] == pytest.approx(want["p"], rel=want["tol_rel"])
+    assert test["df"] == want["df"]
+    groups = gp.get.kaplan_meier(adata, part="groups").set_index("group")
+    assert groups.loc["high risk", ["n", "n_events"]].tolist() == [want["n_high"], want["events_high"]]
+    assert groups.loc["low risk", ["n", "n_events"]].tolist() == [want["n_low"], want["events_low"]]
+    notes = gp.get.kaplan_meier(adata).attrs["notes"]
+    assert notes["n_without_group"] == want["n_total"] - want["n_high"] - want["n_low"]
+    gp.tl.kaplan_meier(adata, **follow_up, event_value=2, groupby=None)
+    everyone = gp.get.kaplan_meier(adata, part="groups").iloc[0]
+    assert everyone[["n", "n_events"]].tolist() == [want["n_total"], want["events_total"]]
+
+
+def test_curves_are_lifelines_and_numbers_at_risk_are_counts():
+    adata = make_patients()
+    gp.tl.kaplan_meier(adata, **FOLLOW_UP, groupby="stage")
+    curves = gp.get.kaplan_meier(adata, part="curves")
+    at_risk = gp.get.kaplan_meier(adata, part="at_risk")
+    for stage in ("I", "II", "III"):
+        own = adata.obs[adata.obs["stage"] == stage]
+        fitted = KaplanMeierFitter().fit(own["months"], own["dead"])
+        curve = curves[curves["group"] == stage]
+        np.testing.assert_allclose(curve["survival"], fitted.survival_function_.iloc[:, 0])
+        np.testing.assert_allclose(curve["ci_low"], fitted.confidence_interval_.iloc[:, 0].fillna(1))
+        for row in at_risk[at_risk["group"] == stage].itertuples():
+            assert row.at_risk == (own["months"] >= row.time).sum()
+    test = gp.get.kaplan_meier(adata).iloc[0]
+    assert (test["df"], bool(test["descriptive"])) == (2, False)
+    assert np.isnan(test["hazard_ratio"])
+
+
+def test_strata_by_hand(caplog):
+    adata = make_patients(9)
+    adata.obs["risk"] = [0, 1, 2, 3, 4, 5, 6, 7, np.nan]
+    with caplog.at_level(logging.INFO, logger="ghistpy"):
+        gp.tl.stratify_risk(adata, method="quartiles")
+    groups = adata.obs["risk_group"]
+    assert groups.isna().sum() == 5
+    assert groups[:2].tolist() == ["low risk"] * 2
+    assert groups[6:8].tolist() == ["high risk"] * 2
+    assert "2 high, 2 low, 4 in the middle, 1 without risk" in caplog.text
+    with pytest.raises(ValueError, match="method='thirds'"):
+        gp.tl.stratify_risk(adata, method="thirds")
+    with pytest.raises(ValueError, match="risk_key='r' is not a column"):
+        gp.tl.stratify_risk(adata, risk_key="r")
+    adata.obs["risk"] = 1.0
+    with pytest.raises(ValueError, match="no two patients have different risks"):
+        gp.tl.stratify_risk(adata)
+
+
+def test_one_group_and_missing_groups():
+    adata = make_patients()
+    adata.obs["arm"] = "a"
+    with pytest.raises(ValueError, match=r"one group only, \['a'\]"):
+        gp.tl.kaplan_meier(adata, **FOLLOW_UP, groupby="arm")
+    with pytest.raises(ValueError, match="groupby='x' is not a column"):
+        gp.tl.kaplan_meier(adata, **FOLLOW_UP, groupby="x")
+    adata.obs.loc["P3":"P60", "arm"] = "b"
+    adata.obs.loc["P0":"P2", "arm"] = None
+    gp.tl.kaplan_meier(adata, **FOLLOW_UP, groupby="arm")
+    assert gp.get.kaplan_meier(adata).attrs["notes"]["n_without_group"] == 3
+
+
+@pytest.mark.filterwarnings("ignore:Observation names are not unique")
+def test_a_patient_with_several_rows_counts_once():
+    adata = make_patients()
+    adata.obs["arm"] = np.array(["a", "b"])[np.arange(120) % 2]
+    twice = anndata.concat([adata, adata[:50]])
+    twice.obs_names = [f"S{i}" for i in range(170)]
+    twice.obs["patient"] = [*adata.obs_names, *adata.obs_names[:50]]
+    gp.tl.kaplan_meier(adata, **FOLLOW_UP, groupby="arm")
+    gp.tl.kaplan_meier(twice, **FOLLOW_UP, groupby="arm", patient_key="patient")
+    pd.testing.assert_frame_equal(gp.get.kaplan_meier(adata), gp.get.kaplan_meier(twice))
+    twice.obs.loc["S0", "arm"] = "b"
+    with pytest.raises(ValueError, match="rows with different 'arm': P0"):
+        gp.tl.kaplan_meier(twice, **FOLLOW_UP, groupby="arm", patient_key="patient")
+
+
+def test_descriptive_is_said_and_permutation_stands_beside():
+    adata = make_patients()
+    options = FOLLOW_UP | {"n_features": 2, "n_repeats": 2, "progress": False}
+    gp.tl.survival_cv(adata, **options)
+    gp.tl.stratify_risk(adata)
+    gp.tl.kaplan_meier(adata, **FOLLOW_UP)
+    frame = gp.get.kaplan_meier(adata)
+    assert frame["descriptive"].iloc[0]
+    assert np.isnan(frame["pval_permutation"].iloc[0])
+    assert "descriptive" in frame.attrs["notes"]["meaning_of_pval"]
+    gp.tl.survival_cv(adata, **options, n_permutations=9, permutation_repeats=1)
+    gp.tl.stratify_risk(adata, method="quartiles")
+    gp.tl.kaplan_meier(adata, **FOLLOW_UP)
+    want = gp.get.survival(adata, part="permutation").set_index("statistic").loc["logrank_quartiles", "pval"]
+    assert gp.get.kaplan_meier(adata)["pval_permutation"].iloc[0] == want
+    assert gp.get.kaplan_meier(adata)["hazard_ratio"].iloc[0] > 1  # high risk comes first
+
+
+def test_locked_model_on_other_patients(tmp_path, caplog):
+    model = gp.tl.survival_fit(make_patients(), **FOLLOW_UP, covariates=["age", "stage"], n_features=1)
+    assert model.features == ("f2",)
+    assert model.time_unit == "months"
+    assert any("optimistic" in text for text in model.summary["warnings"])
+    table = pd.DataFrame(model.summary["table"]).set_index("variable")
+    assert len(table) == 4  # feature, age, two of three stages
+    assert table.loc["f2", "ci_low"] > 1
+    assert model.summary["proportional_hazards"]["f2"] > 0.01
+    model.save(tmp_path / "model.json")
+    again = SurvivalModel.load(tmp_path / "model.json")
+    others = make_patients(100, seed=9, start=1000)
+    gp.tl.predict_risk(others, again, **FOLLOW_UP)
+    np.testing.assert_allclose(
+        others.obs["risk"], model.risk(np.column_stack([others.X[:, 2], others.obs["age"], _stages(model, others)]))
+    )
+    frames = others.uns["ghistpy"]["external_validation"]
+    summary = frames["summary"].set_index("measure")
+    assert summary.loc["c_index", "value"] > 0.65
+    assert 0.4 < summary.loc["calibration_slope", "value"] < 1.8
+    assert (frames["times"]["auc"] > 0.6).all()
+    assert (frames["times"]["brier"] < frames["times"]["brier_null"]).iloc[1:].all()
+    # a test now: the model never saw these patients
+    gp.tl.stratify_risk(others, model=again)
+    gp.tl.kaplan_meier(others, **FOLLOW_UP)
+    test = gp.get.kaplan_meier(others).iloc[0]
+    assert not test["descriptive"]
+    assert test["hazard_ratio"] > 1
+    group = others.obs["risk_group"] == "high risk"
+    np.testing.assert_array_equal(group, others.obs["risk"] > model.cutoffs[1])
+
+
+def _stages(model, adata):
+    return np.stack([(adata.obs["stage"] == level).to_numpy(float) for level in model.levels["stage"][1:]], axis=1)
+
+
+def test_training_patients_are_recognised(caplog):
+    adata = make_patients()
+    model = gp.tl.survival_fit(adata, **FOLLOW_UP, n_features=2)
+    gp.tl.predict_risk(adata, model, **FOLLOW_UP)
+    assert "fitted on 120 of these 120 patients" in caplog.text
+    gp.tl.stratify_risk(adata)
+    gp.tl.kaplan_meier(adata, **FOLLOW_UP)
+    assert gp.get.kaplan_meier(adata)["descriptive"].iloc[0]
+
+
+def test_model_equals_statsmodels_and_its_baseline_lifelines():
+    from lifelines import CoxPHFitter
+    from statsmodels.duration.hazard_regression import PHReg
+
+    adata = make_patients()
+    model = gp.tl.survival_fit(adata, **FOLLOW_UP, features=["f2", "f7"])
+    X = adata.X[:, [2, 7]]
+    want = PHReg(adata.obs["months"], X, adata.obs["dead"], ties="efron").fit()
+    np.testing.assert_allclose(model.coef, want.params, atol=1e-6)
+    np.testing.assert_allclose(model.se, want.bse, atol=1e-6)
+    frame = pd.DataFrame(X, columns=["a", "b"]).assign(t=adata.obs["months"].to_numpy(), e=adata.obs["dead"].to_numpy())
+    fitted = CoxPHFitter().fit(frame, "t", "e")
+    times = model.baseline_time[[5, 20, 40]]
+    expected = fitted.predict_survival_function(frame, times=times).T.to_numpy()
+    np.testing.assert_allclose(model.survival(model.risk(X), times), expected, atol=1e-4)
+
+
+def test_bad_input_of_models(caplog):
+    adata = make_patients()
+    model = gp.tl.survival_fit(adata, **FOLLOW_UP, n_features=2, covariates=["stage"])
+    others = make_patients(50, seed=1, start=500)
+    with pytest.raises(ValueError, match="adata lacks 1 of 2 features of the model"):
+        gp.tl.predict_risk(others[:, [n for n in others.var_names if n != model.features[0]]].copy(), model)
+    days = others.copy()
+    days.obs["days"] = days.obs["months"] * 30.4
+    with pytest.raises(ValueError, match="is in days, the model was fitted in months"):
+        gp.tl.predict_risk(days, model, time_key="days", event_key="dead")
+    with pytest.raises(ValueError, match=r"times=\[900.0\]: expected between"):
+        gp.tl.predict_risk(others, model, **FOLLOW_UP, times=[10.0, 900.0])
+    others.X[0, int(model.features[0][1:])] = np.nan
+    others.obs.iloc[1, others.obs.columns.get_loc("stage")] = "IV"
+    gp.tl.predict_risk(others, model)
+    assert "1 missing values are set to the means" in caplog.text
+    assert "levels unknown to the model: IV" in caplog.text
+    assert others.obs["risk"].notna().all()
+    with pytest.raises(ValueError, match=r"features: x are not in the table"):
+        gp.tl.survival_fit(adata, **FOLLOW_UP, features=["x"])
+    with pytest.raises(ValueError, match="neither features nor covariates"):
+        gp.tl.survival_fit(adata, **FOLLOW_UP, n_features=0)
