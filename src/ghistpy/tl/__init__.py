@@ -26,11 +26,8 @@ if TYPE_CHECKING:
     from ghistpy.tl.neighborhood import neighborhood_correlation
     from ghistpy.tl.outcome import predict_outcome
     from ghistpy.tl.predict import predict_expression
-<<<<<<< HEAD
-    from ghistpy.tl.ripley import ripley_l
-=======
     from ghistpy.tl.predict_risk import predict_risk
->>>>>>> survival
+    from ghistpy.tl.ripley import ripley_l
     from ghistpy.tl.split import split
     from ghistpy.tl.survival import survival_cv
     from ghistpy.tl.survival_model import survival_fit
