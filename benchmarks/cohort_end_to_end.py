@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,11 @@ def main() -> None:
     parser.add_argument("--permutations", type=int, default=99)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    rows = [run(args.out / f"effect_{effect:g}", effect, args) for effect in (args.effect, 0.0)]
+    warnings.filterwarnings("ignore", "zarr v3 autosharding")
+    rows = []
+    for effect in (args.effect, 0.0):
+        rows.append(run(args.out / f"effect_{effect:g}", effect, args))
+        print(json.dumps(rows[-1], indent=1), flush=True)
     print(pd.DataFrame(rows).set_index("effect").T.to_string())
     (args.out / "cohort_end_to_end.json").write_text(json.dumps(rows, indent=1))
 

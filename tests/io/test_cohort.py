@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import subprocess
+import sys
 
 import anndata
 import numpy as np
@@ -188,7 +190,29 @@ def test_keys_follow_function_and_parameters():
 
     keys = [_cache.key_of(f, p, "n") for f in (one, other) for p in ({}, {"x": np.arange(3)}, {"x": np.arange(4)})]
     assert len(set(keys)) == 6
+
+    def closing_over(value):
+        return lambda a: a + value
+
+    assert _cache.key_of(closing_over(1), {}, "n") != _cache.key_of(closing_over(2), {}, "n")
+    assert _cache.key_of(closing_over(1), {}, "n") == _cache.key_of(closing_over(1), {}, "n")
+    assert _cache.key_of(functools.partial(one, 1), {}, "n") != _cache.key_of(functools.partial(one, 2), {}, "n")
     assert _cache.key_of(one, {"x": np.arange(3)}, "n") == keys[1]
+
+
+def test_a_function_of_a_script_is_found_again(manifest):
+    """It uses modules of its script, and two processes agree on what it is."""
+    script = manifest.parent / "script.py"
+    script.write_text(
+        "import numpy as np\nimport ghistpy as gp\n"
+        "def count(adata):\n    return int(np.sum(adata.n_obs)) + 0 * len(gp.tl.__all__)\n"
+        f"found = gp.io.read_cohort({str(manifest)!r}).map(count, progress=False)\n"
+        "print(dict(found), found.n_cached)\n"
+    )
+    outs = [
+        subprocess.run([sys.executable, script], capture_output=True, text=True, check=True).stdout for _ in range(2)
+    ]
+    assert outs == ["{'a': 2, 'b': 3, 'c': 4} 0\n", "{'a': 2, 'b': 3, 'c': 4} 3\n"]
 
 
 @pytest.mark.enable_socket  # the scheduler looks up the name of this machine

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import logging
 import os
 import pickle
 import tempfile
+import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,19 +26,30 @@ def key_of(function: Callable, params: Mapping[str, Any], name: str) -> str | No
 
     from ghistpy import __version__
 
-    inner = function
-    while hasattr(inner, "func"):  # functools.partial
-        inner = inner.func
     try:
-        source = inspect.getsource(inner)
-    except (OSError, TypeError):
-        source = ""
-    try:
-        token = tokenize(function, dict(params), source, __version__, ensure_deterministic=True)
+        token = tokenize(_identity(function), dict(params), __version__, ensure_deterministic=True)
     except (TokenizationError, TypeError, ValueError, pickle.PicklingError, AttributeError) as error:
         logger.warning("cohort.map: %s has no stable identity (%s), so its results are not kept", name, error)
         return None
     return f"{name}-{token[:16]}"
+
+
+def _identity(function: Any) -> Any:
+    """Plain values that tell functions apart: name, source, defaults, what they close over, bound arguments.
+
+    A function of a notebook pickles together with the modules that it uses, which have no stable form; its
+    source has one.
+    """
+    if isinstance(function, functools.partial):
+        return [_identity(function.func), list(map(_identity, function.args)), function.keywords]
+    if not isinstance(function, types.FunctionType):
+        return function
+    try:
+        source: Any = inspect.getsource(function)
+    except (OSError, TypeError):  # typed at a prompt
+        source = [function.__code__.co_code, repr(function.__code__.co_consts), function.__code__.co_names]
+    cells = [_identity(cell.cell_contents) for cell in function.__closure__ or ()]
+    return [function.__module__, function.__qualname__, source, cells, function.__defaults__, function.__kwdefaults__]
 
 
 def stamp(path: Path | None) -> str:

@@ -185,8 +185,10 @@ class Cohort:
         or one after an interruption, computes what is missing. A result is found again while the function
         and its source, ``params``, the version of ghistpy, the path of the slide and the time of its last
         change (of its tables, for a store) are the same; a function that writes into its slide is not run
-        again until something else does. Failures are not kept. Pickles are code: share the folder with nobody whom you
-        would not let run programs. Slides in memory have no time of change, so nothing is kept of them.
+        again until something else does. Functions and variables outside that it uses are not looked at: hand
+        over in ``params`` what may change. Failures are not kept. Pickles are code: share the folder with
+        nobody whom you would not let run programs. Slides in memory have no time of change, so nothing is
+        kept of them.
         """
         if on_error not in ("collect", "raise"):
             raise ValueError(f"on_error={on_error!r}: expected 'collect' or 'raise'")
