@@ -21,6 +21,7 @@ import pandas as pd
 from scipy import stats
 
 import ghistpy as gp
+from ghistpy.tl._features import KINDS
 
 
 def main() -> None:
@@ -70,7 +71,9 @@ def run(folder: Path, effect: float, args: argparse.Namespace) -> dict:
     predicted = cohort.map(predict, params={"model": str(model)})
     row |= {"predict, s": time.perf_counter() - started, "slides predicted": len(predicted)}
     started = time.perf_counter()
-    features = gp.tl.cohort_features(cohort)
+    kinds = [k for k in KINDS if k != "CCI" and not k.startswith("pathway")]
+    # centred log ratios: on small slides many patients share a logit of 0 cells, and ties cost power
+    features = gp.tl.cohort_features(cohort, kinds=[*kinds, "proportion_clr"])
     row |= {"features, s": time.perf_counter() - started, "features": features.n_vars}
     return row | judge(features, truth, args)
 
@@ -92,13 +95,14 @@ def judge(features, truth, args: argparse.Namespace) -> dict:
     state = truth.obs.loc[share.obs_names, "state"].to_numpy() == "B"
     malignant = share[:, "proportion_logit--Malignant"].X.ravel()
     row["state: p of malignant share"] = float(stats.ttest_ind(malignant[state], malignant[~state]).pvalue)
+    clr = features[:, features.var["kind"] == "proportion_clr"].copy()
     gp.tl.cna_association(
-        share, truth.uns["cna"], positions=truth.uns["positions"], n_permutations=args.permutations, progress=False
+        clr, truth.uns["cna"], positions=truth.uns["positions"], n_permutations=args.permutations, progress=False
     )
-    found = gp.get.cna(share)
+    found = gp.get.cna(clr)
     row["CNA: best pair"] = f"{found['gene'][0]} / {found['feature'][0].split('--')[1]}"
     row["CNA: its family-wise p"] = float(found["pval_fwer"][0])
-    own = found[(found["gene"] == "MACRO") & (found["feature"] == "proportion_logit--Macrophage")]
+    own = found[(found["gene"] == "MACRO") & (found["feature"] == "proportion_clr--Macrophage")]
     row["CNA: log10 p of MACRO / Macrophage"] = float(own["log10_pval"].iloc[0]) if len(own) else np.nan
     return row
 
