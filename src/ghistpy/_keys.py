@@ -47,6 +47,9 @@ EXPECTED_SKILL = "expected_skill"
 UNS = "ghistpy"
 ATTRS = "ghistpy"
 
+# results of cohort verbs in uns
+CNA = "cna_association"
+
 # values of uns["ghistpy"]["units"]
 UNITS_COUNTS = "counts"
 UNITS_LOG1P = "log1p(expected count)"

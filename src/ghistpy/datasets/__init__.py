@@ -1,5 +1,7 @@
 """Simulated slides and loaders of public data."""
 
+from ghistpy.datasets.cohort import simulate_cohort
+from ghistpy.datasets.genes import gene_positions
 from ghistpy.datasets.her2st import her2st
 from ghistpy.datasets.simulate import simulate_slide
 from ghistpy.datasets.tcga import tcga_brca
@@ -10,4 +12,6 @@ __all__ = [
     "simulate_slide",
     "xenium_lung_tma",
     "tcga_brca",
+    "gene_positions",
+    "simulate_cohort",
 ]

@@ -33,8 +33,14 @@ _PROPS_FILE = "W.2020-03-04130406.862404.tsv.gz"
 
 # https://github.com/ratschlab/DeepSpot (MIT), an excerpt of HEST; commits as above
 _LUNG = "https://raw.githubusercontent.com/ratschlab/DeepSpot"
+# genes of GENCODE v22 (hg38) as UCSC Xena serves them beside the data of the GDC
+_XENA = "https://gdc-hub.s3.us-east-1.amazonaws.com/download"
 
 REGISTRY: dict[str, Remote] = {
+    "gene_positions/gencode.v22.annotation.gene.probeMap": Remote(
+        f"{_XENA}/gencode.v22.annotation.gene.probeMap",
+        "ebab5dd24943223855b603b8b6a712f52ce7f451997047b613bf9288081e0658",
+    ),
     "her2st/images/C2.jpg": Remote(
         f"{_IMAGES}/C2/5714_HE_BT_C2.jpg",
         "26e2f73ae840cdd46c5bba405aae181f13a56a376b9848dff23f7a9c5de7f19e",
@@ -150,7 +156,8 @@ def fetch(name: str, *, download: Callable[..., None] | None = None) -> Path:
     Returns
     -------
     pathlib.Path
-        The file. Downloads are kept in the cache folder of the user.
+        The file, or the same file with ``.gz`` where that is what GHISTPY_DATA_DIR holds. Downloads are
+        kept in the cache folder of the user.
 
     Raises
     ------
@@ -164,6 +171,8 @@ def fetch(name: str, *, download: Callable[..., None] | None = None) -> Path:
     folder = os.environ.get(DATA_VARIABLE)
     if folder:
         path = Path(folder) / "data" / name
+        if not path.is_file() and path.with_name(path.name + ".gz").is_file():
+            return path.with_name(path.name + ".gz")
         if not path.is_file():
             raise FileNotFoundError(
                 f"{DATA_VARIABLE}={folder!r} has no file data/{name}; unset the variable to download the file"

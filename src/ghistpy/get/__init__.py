@@ -1,5 +1,6 @@
 """Tidy frames of what the tools wrote."""
 
+from ghistpy.get.copy_number import cna
 from ghistpy.get.evaluation import evaluation
 from ghistpy.get.match import matching
 from ghistpy.get.neighbours import comparison, composition, interaction, ripley
@@ -18,4 +19,5 @@ __all__ = [
     "interaction",
     "ripley",
     "comparison",
+    "cna",
 ]

@@ -1,5 +1,6 @@
 """Files into containers, tables into stores."""
 
+from ghistpy.io.cohort import Cohort, CohortResults, read_cohort
 from ghistpy.io.geojson import write_geojson
 from ghistpy.io.ghist import read_ghist
 from ghistpy.io.labels import read_label_table, read_labels
@@ -11,6 +12,8 @@ from ghistpy.io.tables import ensure_can_save, make_table, save, write_table
 from ghistpy.io.xenium import read_xenium
 
 __all__ = [
+    "Cohort",
+    "CohortResults",
     "ensure_can_save",
     "get_element",
     "get_mpp",
@@ -21,6 +24,7 @@ __all__ = [
     "read_label_table",
     "read_labels",
     "read_ghist",
+    "read_cohort",
     "read_slide",
     "read_spots",
     "read_xenium",

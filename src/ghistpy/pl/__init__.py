@@ -1,7 +1,9 @@
 """Figures: one function per result, axes in and axes out. They draw what is stored and compute no statistic."""
 
 from ghistpy.pl.accuracy import gene_accuracy, gene_scatter
+from ghistpy.pl.cohort import cohort_composition
 from ghistpy.pl.embedding import embedding, marker_maps
+from ghistpy.pl.genome import cna_genome
 from ghistpy.pl.maps import compare_genes, slide
 from ghistpy.pl.match import matching
 from ghistpy.pl.neighbours import interaction, nn_correlation, ripley
@@ -38,4 +40,6 @@ __all__ = [
     "volcano",
     "svg",
     "svg_ranking",
+    "cna_genome",
+    "cohort_composition",
 ]

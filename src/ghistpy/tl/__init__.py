@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ghistpy.tl.aggregate import aggregate_spots
     from ghistpy.tl.cluster_patients import cluster_patients
+    from ghistpy.tl.cna import cna_association
     from ghistpy.tl.compare import compare_tables
     from ghistpy.tl.composition import composition
     from ghistpy.tl.differential_state import differential_state
     from ghistpy.tl.embed import embed
     from ghistpy.tl.evaluate import evaluate
+    from ghistpy.tl.features import cohort_features
     from ghistpy.tl.fit import fit
     from ghistpy.tl.interaction import cell_type_interaction
     from ghistpy.tl.kaplan_meier import kaplan_meier, stratify_risk
@@ -46,6 +48,7 @@ __all__ = [
     "neighborhood_correlation",
     "cell_type_interaction",
     "ripley_l",
+    "cohort_features",
     "differential_state",
     "cluster_patients",
     "predict_outcome",
@@ -54,6 +57,7 @@ __all__ = [
     "predict_risk",
     "stratify_risk",
     "kaplan_meier",
+    "cna_association",
 ]
 
 _MODULE_OF = {
@@ -70,6 +74,7 @@ _MODULE_OF = {
     "neighborhood_correlation": "neighborhood",
     "cell_type_interaction": "interaction",
     "ripley_l": "ripley",
+    "cohort_features": "features",
     "differential_state": "differential_state",
     "cluster_patients": "cluster_patients",
     "predict_outcome": "outcome",
@@ -78,6 +83,7 @@ _MODULE_OF = {
     "predict_risk": "predict_risk",
     "stratify_risk": "kaplan_meier",
     "kaplan_meier": "kaplan_meier",
+    "cna_association": "cna",
 }
 
 

@@ -1,0 +1,166 @@
+"""Welch by matrix products against scipy, covariates against statsmodels, tails against mpmath, calibration."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from ghistpy.stats.adjusted import adjusted_welch
+from ghistpy.stats.association import modal_mass, prepare, rank_normal, welch
+from ghistpy.stats.permuted import Design, family_wise, permutation_null
+from ghistpy.stats.tails import inflation, log_bh, log_two_sided_t
+
+
+@pytest.fixture
+def table():
+    rng = np.random.default_rng(0)
+    calls = rng.choice([-1, 0, 1], size=(12, 90), p=[0.3, 0.3, 0.4])
+    values = rng.gamma(2, 3, size=(90, 7)) + 100
+    values[rng.random(90) < 0.2, 1:4] = np.nan
+    values[rng.random(90) < 0.1, 5] = np.nan
+    return calls, values
+
+
+@pytest.mark.parametrize("df", [3.0, 7.3, 40.0, 521.7])
+@pytest.mark.parametrize("t", [0.0, 1e-3, -2.0, 30.0, 200.0, -5e3, 1e8])
+def test_tail_of_t_in_log_space(t, df):
+    import mpmath
+
+    mpmath.mp.dps = 60
+    x = mpmath.mpf(df) / (mpmath.mpf(df) + mpmath.mpf(t) ** 2)
+    expected = float(mpmath.log(mpmath.betainc(mpmath.mpf(df) / 2, 0.5, 0, x, regularized=True)))
+    assert log_two_sided_t(np.array([t]), np.array([df])).item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_tail_of_t_at_its_ends():
+    found = log_two_sided_t(np.array([np.nan, np.inf, 1.0]), np.array([5.0, 5.0, np.nan]))
+    np.testing.assert_array_equal(found, [np.nan, -np.inf, np.nan])
+
+
+def test_bh_is_that_of_scipy_and_leaves_nan_out():
+    p = np.random.default_rng(1).uniform(size=(30, 5)) ** 3
+    np.testing.assert_allclose(np.exp(log_bh(np.log(p))), stats.false_discovery_control(p.ravel()).reshape(p.shape))
+    holes = p.copy()
+    holes[3:9, 2] = np.nan
+    found = np.exp(log_bh(np.log(holes)))
+    kept = ~np.isnan(holes)
+    np.testing.assert_allclose(found[kept], stats.false_discovery_control(holes[kept]))
+    assert np.isnan(found[~kept]).all()
+
+
+def test_inflation_of_uniform_and_of_doubled_statistics():
+    z = stats.norm.ppf((np.arange(9999) + 0.5) / 9999)
+    for factor in (1.0, 2.0):
+        assert inflation(np.log(2 * stats.norm.sf(np.abs(z) * factor**0.5))) == pytest.approx(factor, rel=1e-3)
+
+
+def test_rank_normal_is_blom_with_ties_and_holes():
+    x = np.array([3.0, 1.0, 3.0, np.nan, 9.0])
+    expected = stats.norm.ppf((np.array([2.5, 1, 2.5, np.nan, 4]) - 0.375) / 4.25)
+    np.testing.assert_allclose(rank_normal(x[:, None])[:, 0], expected)
+    np.testing.assert_allclose(modal_mass(np.column_stack([x, np.full(5, np.nan)])), [0.5, np.nan])
+
+
+def test_welch_is_that_of_scipy(table):
+    calls, values = table
+    found = welch(calls < 0, calls > 0, prepare(values), min_samples=5)
+    for k, f in np.ndindex(len(calls), values.shape[1]):
+        here = np.isfinite(values[:, f])
+        low, high = values[(calls[k] < 0) & here, f], values[(calls[k] > 0) & here, f]
+        expected = stats.ttest_ind(high, low, equal_var=False)
+        np.testing.assert_allclose(found.t[k, f], expected.statistic, rtol=1e-10)
+        np.testing.assert_allclose(np.exp(found.log_p[k, f]), expected.pvalue, rtol=1e-9)
+        np.testing.assert_allclose(found.difference[k, f], high.mean() - low.mean(), rtol=1e-10)
+
+
+def test_small_groups_are_no_test(table):
+    calls, values = table
+    smallest = min(((calls == c).sum(axis=1)).min() for c in (-1, 1))
+    found = welch(calls < 0, calls > 0, prepare(values[:, :1]), min_samples=int(smallest) + 1)
+    enough = np.minimum((calls < 0).sum(axis=1), (calls > 0).sum(axis=1)) > smallest
+    np.testing.assert_array_equal(np.isnan(found.t[:, 0]), ~enough)
+    assert 0 < enough.sum() < len(enough)
+
+
+def test_covariates_are_least_squares_with_hc2_errors(table):
+    import statsmodels.api as sm
+
+    calls, values = table
+    rng = np.random.default_rng(3)
+    covariates = np.column_stack([rng.normal(size=90) + calls[0], rng.integers(0, 2, 90)])
+    found = adjusted_welch(calls < 0, calls > 0, prepare(values), covariates, min_samples=5)
+    for k, f in ((0, 0), (3, 2), (11, 5)):
+        rows = np.isfinite(values[:, f]) & (calls[k] != 0)
+        design = np.column_stack([np.ones(rows.sum()), calls[k, rows] > 0, covariates[rows]])
+        fit = sm.OLS(values[rows, f], design).fit(cov_type="HC2")
+        np.testing.assert_allclose(found.difference[k, f], fit.params[1], rtol=1e-8)
+        np.testing.assert_allclose(found.t[k, f], fit.params[1] / fit.bse[1], rtol=1e-8)
+
+
+def test_without_covariates_the_adjusted_test_is_welch(table):
+    calls, values = table
+    plain = welch(calls < 0, calls > 0, prepare(values), min_samples=5)
+    found = adjusted_welch(calls < 0, calls > 0, prepare(values), np.zeros((90, 0)), min_samples=5)
+    np.testing.assert_allclose(found.t, plain.t, rtol=1e-9)
+    np.testing.assert_allclose(found.log_p, plain.log_p, rtol=1e-8)
+
+
+def test_a_group_that_a_covariate_gives_away_is_no_test(table):
+    calls, values = table
+    found = adjusted_welch(calls < 0, calls > 0, prepare(values), (calls[4] > 0)[:, None] * 1.0, min_samples=5)
+    assert np.isnan(found.t[4]).all()
+    assert np.isfinite(found.t[5]).all()
+
+
+def _fwer(transform, n_jobs=1, *, seeds=60, n=120):
+    """Share of null data sets with some Bonferroni-significant test, and some by the largest statistic."""
+    rng = np.random.default_rng(5)
+    plain, largest = 0, 0
+    for seed in range(seeds):
+        calls = rng.choice([-1, 0, 1], size=(40, n), p=[0.2, 0.2, 0.6])
+        values = rng.gamma(0.3, size=(n, 25))
+        features = prepare(transform(values))
+        found = welch(calls < 0, calls > 0, features, min_samples=5)
+        p = found.log_p[np.isfinite(found.log_p)]
+        plain += p.min() < np.log(0.05 / len(p))
+        design = Design(calls < 0, calls > 0, np.zeros(25, bool), 5)
+        null = permutation_null(design, features, n_permutations=39, seed=seed, n_jobs=n_jobs)
+        largest += np.nanmin(family_wise(null.deviate, null.largest, np.zeros(25, bool))) <= 0.05
+    return plain / seeds, largest / seeds
+
+
+def test_family_wise_error_under_the_null():
+    """Skewed values break Welch with Bonferroni; the largest statistic holds for them, too."""
+    raw, raw_largest = _fwer(lambda x: x)
+    normal, normal_largest = _fwer(rank_normal)
+    bound = stats.binom.ppf(0.999, 60, 0.05) / 60
+    assert raw > 0.25
+    assert normal <= bound
+    assert raw_largest <= bound
+    assert normal_largest <= bound
+
+
+def test_permutations_do_not_depend_on_threads(table):
+    calls, values = table
+    design = Design(calls < 0, calls > 0, np.array([True, *[False] * 6]), 5)
+    one, two = (permutation_null(design, prepare(values), n_permutations=12, seed=3, n_jobs=j) for j in (1, 2))
+    np.testing.assert_array_equal(one.largest, two.largest)
+    np.testing.assert_array_equal(one.log_p_ties, two.log_p_ties)
+
+
+def test_permutation_p_of_a_feature_with_ties_is_that_of_a_plain_loop():
+    rng = np.random.default_rng(8)
+    calls = rng.choice([-1, 1], size=(1, 40))
+    values = np.where(rng.random((40, 1)) < 0.6, 0.0, rng.gamma(1, 2, (40, 1))) + 0.8 * (calls.T > 0)
+    features = prepare(rank_normal(values))
+    null = permutation_null(Design(calls < 0, calls > 0, np.ones(1, bool), 5), features, n_permutations=1999)
+    found = stats.permutation_test(
+        (features.z[calls[0] > 0, 0], features.z[calls[0] < 0, 0]),
+        lambda a, b, axis: a.mean(axis=axis) - b.mean(axis=axis),
+        permutation_type="independent",
+        n_resamples=4999,
+        vectorized=True,
+        rng=np.random.default_rng(0),
+    )
+    assert np.exp(null.log_p_ties.item()) == pytest.approx(found.pvalue, abs=0.03)
