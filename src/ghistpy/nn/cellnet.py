@@ -17,7 +17,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ghistpy.nn.config import GHISTConfig
 
-
 _BAND = 32  # rows of the finest map that are worked on together on a CPU; even
 
 
