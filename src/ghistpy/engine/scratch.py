@@ -74,8 +74,9 @@ class StoredBlocks(Blocks):
         """Read one block; None when it is absent or damaged (a file carries checksums)."""
         path = self._path(number)
         try:
-            with np.load(path, allow_pickle=False) as file:
-                return dict(file)
+            # opened here: of a damaged file numpy would leave it open
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+                return dict(arrays)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
