@@ -25,7 +25,7 @@ from ghistpy.engine.prediction import Prediction
 from ghistpy.engine.published_refine import refine_types
 from ghistpy.engine.scratch import Blocks, Scratch, StoredRows
 from ghistpy.nn.config import GHISTConfig
-from ghistpy.nn.published import PublishedNetwork, PublishedOutput
+from ghistpy.nn.published import PublishedNetwork, PublishedOutput, fused_published
 from ghistpy.nn.published_losses import TypeRoles
 
 logger = logging.getLogger("ghistpy")
@@ -136,7 +136,7 @@ def predict_published(
         from tqdm.auto import tqdm
 
         loaded = tqdm(loaded, total=len(batches), desc=f"patches of {slide.name}", unit="batch")
-    network = network.to(device=options.device, memory_format=torch.channels_last).eval()
+    network = fused_published(network).to(device=options.device, memory_format=torch.channels_last)
     parts: list[dict[str, np.ndarray]] = []
     for at, (batch, item) in enumerate(zip(batches, loaded, strict=True)):
         with options.context():
