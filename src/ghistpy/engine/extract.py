@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -239,13 +240,25 @@ def extract_blocks(
 
         loaded = tqdm(loaded, total=len(batches), desc=f"nuclei of {slide.name}", unit="batch")
     parts: list[dict[str, np.ndarray]] = []
-    results = _run(network, loaded, options)
-    for at, (batch, result) in enumerate(zip(batches, results, strict=True)):
-        parts.append(result)
-        if at + 1 == len(batches) or batches[at + 1].block != batch.block:
-            blocks.save(batch.block, **{name: np.concatenate([p[name] for p in parts]) for name in parts[0]})
-            parts = []
+    with _fewer_threads(options):
+        for at, (batch, result) in enumerate(zip(batches, _run(network, loaded, options), strict=True)):
+            parts.append(result)
+            if at + 1 == len(batches) or batches[at + 1].block != batch.block:
+                blocks.save(batch.block, **{name: np.concatenate([p[name] for p in parts]) for name in parts[0]})
+                parts = []
     return ExtractedBlocks(plan, first, blocks)
+
+
+@contextlib.contextmanager
+def _fewer_threads(options: RunOptions) -> Iterator[None]:
+    """Leave the cores to the reading threads: on a CPU they have more to do than the network."""
+    before = torch.get_num_threads()
+    if torch.device(options.device).type == "cpu" and options.workers:
+        torch.set_num_threads(max(1, before - options.workers))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _run(network: CellNet, loaded: Iterator[_Loaded], options: RunOptions) -> Iterator[dict[str, np.ndarray]]:

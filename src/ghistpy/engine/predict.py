@@ -16,7 +16,6 @@ from ghistpy.engine.features import composition, plan_squares, softmax, square_f
 from ghistpy.engine.options import RunOptions
 from ghistpy.engine.prediction import Prediction
 from ghistpy.engine.scratch import Blocks, Scratch
-from ghistpy.imaging.stain import sample_pixels
 from ghistpy.nn.cellnet import CellNet
 from ghistpy.nn.config import GHISTConfig
 from ghistpy.nn.head import ContextHead
@@ -79,17 +78,18 @@ def predict(
     )
 
 
-def fingerprint(slide: Slide) -> dict[str, str]:
-    """What identifies image and labels of a prepared slide without reading all of the image.
+def fingerprint(slide: Slide, sample: np.ndarray) -> dict[str, str]:
+    """What identifies image and labels of a slide without reading all of the image.
 
-    The image by its size and a sample of its pixels from 256 windows all over it, the labels by id, box,
-    area and centroid of every nucleus. Finished blocks also remember every pixel that they came from.
+    The image by its size and a ``sample`` of its pixels from windows all over it, see
+    :func:`~ghistpy.imaging.stain.sample_pixels`; the labels by id, box, area and centroid of every nucleus.
+    Finished blocks also remember every pixel that they came from.
     """
     nuclei = slide.nuclei
     crc = 0
     for array in (nuclei.ids, nuclei.bbox, nuclei.area_px, nuclei.centroid_px):
         crc = zlib.crc32(np.ascontiguousarray(array), crc)
-    image = zlib.crc32(sample_pixels(slide.image), zlib.crc32(repr((slide.image.shape, slide.stain)).encode()))
+    image = zlib.crc32(sample, zlib.crc32(repr((slide.image.shape, slide.stain)).encode()))
     return {"image": f"{image:08x}", "labels": f"{crc:08x}", "mpp": repr(float(slide.mpp))}
 
 

@@ -138,7 +138,9 @@ def predict_expression(
     from ghistpy.data.slide import Slide
     from ghistpy.data.windows import prepare
     from ghistpy.engine.options import choose_options
-    from ghistpy.geometry import find_nuclei
+    from ghistpy.engine.predict import fingerprint
+    from ghistpy.geometry import NamedSource, find_nuclei
+    from ghistpy.imaging.stain import sample_pixels, white_balance
     from ghistpy.io import ensure_can_save, open_slide
     from ghistpy.models import GHIST
 
@@ -165,25 +167,24 @@ def predict_expression(
         )
     image, labels, mpp = open_slide(sdata, image_key, labels_key)
     name = str(sdata.attrs.get(_keys.ATTRS, {}).get("sample", "slide"))
-    slide = Slide(name, image, labels, mpp, find_nuclei(labels))
+    sample = sample_pixels(NamedSource(image, f"slide {name!r}: image"))
+    slide = prepare(Slide(name, image, labels, mpp, find_nuclei(labels), stain=white_balance(sample)))
     if len(slide.nuclei) == 0:
         logger.warning("labels_key=%r holds no nucleus: the table %r has no rows", labels_key, key_added)
-    slide = prepare(slide)
     parameters = {"refine": refine, "precision": precision, "device": options.device}
-    identity = _identity(model, slide, refine, options)
+    identity = {**_identity(model, refine, options), **fingerprint(slide, sample)}
     with _scratch(sdata, f"{name}.{key_added}", identity, resume, scratch_dir) as scratch:
         prediction = _run(model, slide, refine, options, scratch)
         table = _table(prediction, slide, model, labels_key, image_key, parameters)
         _write(sdata, key_added, table)
 
 
-def _identity(model: GHIST, slide: Slide, refine: float, options: RunOptions) -> dict[str, str]:
-    """What the finished blocks of a prediction depend on."""
+def _identity(model: GHIST, refine: float, options: RunOptions) -> dict[str, str]:
+    """What the finished blocks of a prediction depend on, beside the slide."""
     import ghistpy
-    from ghistpy.engine.predict import fingerprint
 
     precision = "float32" if options.autocast is None else str(options.autocast).removeprefix("torch.")
-    identity = {"model": model.hash, **fingerprint(slide), "precision": precision, "version": ghistpy.__version__}
+    identity = {"model": model.hash, "precision": precision, "version": ghistpy.__version__}
     if model.config.architecture == "published":
         identity["refine"] = repr(float(refine))  # it is refined patch by patch, before a block is finished
     return identity
