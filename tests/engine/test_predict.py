@@ -56,7 +56,7 @@ def test_batch_size(model, slide, expected, batch_size):
     assert_close(run(model, slide, tile_px=128, batch_size=batch_size), expected)
 
 
-@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("workers", [1, 2, 3, 4])
 def test_workers(model, slide, workers):
     alone = run(model, slide, tile_px=128, workers=0)
     assert_same(run(model, slide, tile_px=128, workers=workers), alone)
