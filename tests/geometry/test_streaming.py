@@ -54,4 +54,4 @@ def test_a_label_array_larger_than_memory():
         np.testing.assert_allclose(nuclei.centroid_px[row], [(y0 + y1) / 2, (x0 + x1) / 2])
     assert sorted(np.concatenate([plan.owned(t) for t in range(len(plan))])) == [0, 1, 2, 3, 4]
     assert len(plan) <= 5
-    assert max((w.shape for w in labels.reads)) == (2048, 2048)
+    assert max(w.shape for w in labels.reads) == (2048, 2048)
