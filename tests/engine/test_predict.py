@@ -11,6 +11,7 @@ import torch
 from ghistpy.engine import extract as extract_module
 from ghistpy.engine.extract import extract
 from ghistpy.engine.features import composition
+from ghistpy.engine.options import RunOptions
 from ghistpy.engine.predict import predict
 from ghistpy.geometry import MemorySource, TilePlan, find_nuclei
 
@@ -18,9 +19,12 @@ LARGEST = 2**63 - 1
 FLOATS = ("expression", "proba_raw", "proba", "composition", "total", "morphology")
 
 
-def run(model, slide, *, spots=False, tile_px=None, **options):
+def run(model, slide, *, spots=False, tile_px=None, refine=2.0, scratch=None, **options):
     config = model.config if tile_px is None else dataclasses.replace(model.config, tile_px=tile_px)
-    return predict(model.network, model.head, slide, config, spots=spots, **options)
+    options = RunOptions(**options)
+    return predict(
+        model.network, model.head, slide, config, spots=spots, refine=refine, options=options, scratch=scratch
+    )
 
 
 def assert_close(got, expected, rows=slice(None), rtol=1e-5, atol=1e-6):
@@ -52,7 +56,7 @@ def test_batch_size(model, slide, expected, batch_size):
     assert_close(run(model, slide, tile_px=128, batch_size=batch_size), expected)
 
 
-@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("workers", [1, 2, 3, 4])
 def test_workers(model, slide, workers):
     alone = run(model, slide, tile_px=128, workers=0)
     assert_same(run(model, slide, tile_px=128, workers=workers), alone)

@@ -11,6 +11,7 @@ import torch
 
 from ghistpy.data.patches import PatchReader, patch_starts, plan_patches
 from ghistpy.data.slide import Slide
+from ghistpy.engine.options import RunOptions
 from ghistpy.engine.published import predict_published
 from ghistpy.engine.published_refine import refine_types
 from ghistpy.geometry import MemorySource, find_nuclei
@@ -63,8 +64,9 @@ def _of(image, labels, mpp=0.5):
     return Slide("s", MemorySource(image), source, mpp, find_nuclei(source))
 
 
-def _predict(network, slide, **options):
+def _predict(network, slide, *, batch_size=1, workers=1, **options):
     values = {"image_mean": MEAN, "image_std": STD, "roles": TypeRoles.from_names(TYPES), **options}
+    values["options"] = RunOptions(batch_size=batch_size, workers=workers)
     return predict_published(network, slide, **values)
 
 

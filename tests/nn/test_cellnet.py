@@ -162,3 +162,23 @@ def test_fused_is_the_same_function():
     with torch.no_grad():
         np.testing.assert_allclose(twin.feature_map(od), network.feature_map(od), rtol=1e-4, atol=1e-5)
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 48), (128, 64), (288, 160)])
+@pytest.mark.parametrize("widths", [(4,), (4, 6), (4, 6, 8)])
+def test_feature_map_in_bands_is_that_of_training(height, width, widths):
+    """Without gradients the finest level is computed in bands of rows, with folded norms: the same values."""
+    config = GHISTConfig(widths=widths, embedding=6, decoder=5)
+    network = CellNet(config, n_types=3, n_genes=4, n_local=2).eval()
+    torch.manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    od = torch.randn(2, 3, height, width)
+    expected = network.feature_map(od).detach()
+    with torch.inference_mode():
+        banded = network.feature_map(od)
+        fast = fused(network).feature_map(od.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(banded, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(fast, expected, rtol=1e-4, atol=1e-5)

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from ghistpy.nn import unet3plus
-from ghistpy.nn.unet3plus import UNet3Plus, upsample_conv
+from ghistpy.nn.unet3plus import UNet3Plus, fused_backbone, upsample_conv
 
 
 def _plain(x, weight, bias, factor):
@@ -59,3 +59,24 @@ def test_whole_backbone_equals_its_plain_form(monkeypatch):
     # batch statistics do not depend on how often the network ran, so the two runs are comparable
     for a, b in zip(ours, run(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
+
+
+def test_fused_backbone_is_the_same_function():
+    """Folded norms and branches rectified in place; the network itself is left as it is."""
+    torch.manual_seed(0)
+    network = UNet3Plus((4, 6, 8, 10, 12), 5).eval()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    x = torch.randn(2, 3, 64, 48)
+    expected = network(x)
+    with torch.inference_mode():
+        plain, fast = network(x), fused_backbone(network)(x)
+    for name in ("decoder", "encoder", "segmentation"):
+        want = getattr(expected, name).detach()
+        torch.testing.assert_close(getattr(plain, name), want, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(getattr(fast, name), want, rtol=1e-4, atol=1e-5)
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, state[name]), name

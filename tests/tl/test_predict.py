@@ -267,7 +267,7 @@ def test_a_read_only_store_is_refused_before_the_work(stored, model, monkeypatch
     before = digest(path)
     # permission bits do not bind the superuser, whom containers run as
     monkeypatch.setattr(_store.os, "access", lambda *_: False)
-    monkeypatch.setattr(engine, "extract", lambda *_, **__: pytest.fail("worked for nothing"))
+    monkeypatch.setattr(engine, "extract_blocks", lambda *_, **__: pytest.fail("worked for nothing"))
     with pytest.raises(PermissionError, match="'insilico' cannot be written .* read-only; make it writable"):
         predict(sdata, model)
     assert digest(path) == before

@@ -5,6 +5,7 @@ Fu et al., Nature Methods 22:1900 (2025), doi 10.1038/s41592-025-02795-z.
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,10 +78,14 @@ def plan_patches(slide: Slide, *, mpp: float, side: int, overlap: int) -> PatchG
 
 @dataclass(frozen=True)
 class Patch:
-    """One patch: image (3, s, s) float32, standardised; rows (s, s) int64, 0 = background, else 1 + row."""
+    """One patch: image (3, s, s) float32, standardised; rows (s, s) int64, 0 = background, else 1 + row.
+
+    checksum (2,) int64: CRC-32 of the pixels and of the rows.
+    """
 
     image: np.ndarray
     rows: np.ndarray
+    checksum: np.ndarray
 
 
 class PatchReader:
@@ -123,4 +128,5 @@ class PatchReader:
         inside = ((pixel >= 0) & (pixel < window.shape)).all(axis=1)
         lost = inside & ~np.isin(self._small + 1, rows)
         rows[pixel[lost, 0], pixel[lost, 1]] = self._small[lost] + 1
-        return Patch((pixels.astype(np.float32) - self._mean) / self._std, rows)
+        checksum = np.array([zlib.crc32(np.ascontiguousarray(pixels)), zlib.crc32(rows)], dtype=np.int64)
+        return Patch((pixels.astype(np.float32) - self._mean) / self._std, rows, checksum)

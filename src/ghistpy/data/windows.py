@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -21,12 +22,16 @@ N_MORPHOLOGY = len(FEATURES)
 
 @dataclass(frozen=True)
 class WindowInput:
-    """One window: od (3, h, w) float32; rows (k,) of its nuclei; local (k, F) float32; coverage."""
+    """One window: od (3, h, w) float32; rows (k,) of its nuclei; local (k, F) float32; coverage.
+
+    checksum (2,) int64 of the pixels and of the nuclei's labels that were read, when asked for.
+    """
 
     od: np.ndarray
     rows: np.ndarray
     local: np.ndarray
     coverage: Coverage
+    checksum: np.ndarray | None = None
 
 
 def prepare(slide: Slide) -> Slide:
@@ -76,6 +81,7 @@ def load_window(
     mpp: float,
     stride: int,
     augment: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None,
+    checksum: bool = False,
 ) -> WindowInput:
     """Read one window of a prepared slide and measure its nuclei.
 
@@ -93,21 +99,17 @@ def load_window(
         Model px between feature positions.
     augment
         Changes od (3, h, w), labels (2, h, w) and centroids (k, 2) together.
+    checksum
+        Also return what :func:`window_checksum` does.
 
     Raises
     ------
     UnreadableError
         The image or the labels of a prepared slide cannot be read there; both are named, in slide px.
     """
-    pixels = read_image(slide.image, window, scale)
-    if pixels.dtype != np.uint8:
-        pixels = np.rint(pixels).astype(np.uint8)
-    raw = as_int64(read_labels(slide.labels, window, scale))
+    pixels, labels, anything = _read(slide, window, rows, scale)
+    read = _checksum(pixels, labels) if checksum else None
     od = to_od(pixels, slide.stain)
-    anything = raw > 0
-    # Local ids 1..k in the order of ``rows``; the nuclei of other tiles are background to the measurements.
-    labels = np.zeros(raw.shape, dtype=np.int32)
-    labels[anything] = slide.nuclei.take(rows).index_of(raw[anything]) + 1
     centroid = slide.nuclei.centroid_px[rows] / scale - [window.y0, window.x0]
     if augment is not None:
         stacked = np.stack([labels, anything.astype(np.int32)])
@@ -120,7 +122,30 @@ def load_window(
         ],
         axis=1,
     )
-    return WindowInput(od, rows, local, cover(labels, len(rows), stride, centroid))
+    return WindowInput(od, rows, local, cover(labels, len(rows), stride, centroid), read)
+
+
+def window_checksum(slide: Slide, window: Window, rows: np.ndarray, scale: float) -> np.ndarray:
+    """(2,) int64: CRC-32 of the pixels of a window, and of the labels of the nuclei ``rows`` in it."""
+    pixels, labels, _ = _read(slide, window, rows, scale)
+    return _checksum(pixels, labels)
+
+
+def _checksum(pixels: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    return np.array([zlib.crc32(np.ascontiguousarray(pixels)), zlib.crc32(labels)], dtype=np.int64)
+
+
+def _read(slide: Slide, window: Window, rows: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pixels (3, h, w) uint8; labels (h, w) int32, local ids 1..k in the order of ``rows``; any nucleus (h, w)."""
+    pixels = read_image(slide.image, window, scale)
+    if pixels.dtype != np.uint8:
+        pixels = np.rint(pixels).astype(np.uint8)
+    raw = as_int64(read_labels(slide.labels, window, scale))
+    anything = raw > 0
+    # The nuclei of other tiles are background to the measurements.
+    labels = np.zeros(raw.shape, dtype=np.int32)
+    labels[anything] = slide.nuclei.take(rows).index_of(raw[anything]) + 1
+    return pixels, labels, anything
 
 
 def collate(items: Sequence[WindowInput], stride: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -6,28 +6,32 @@ Fu et al., Nature Methods 22:1900 (2025), doi 10.1038/s41592-025-02795-z.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from scipy.spatial import cKDTree
 from scipy.special import softmax
 
-from ghistpy.data.patches import Patch, PatchGrid, PatchReader, plan_patches
+from ghistpy.data.patches import PatchGrid, PatchReader, plan_patches
 from ghistpy.data.slide import Slide
 from ghistpy.data.windows import N_MORPHOLOGY, prepare
-from ghistpy.engine.extract import measure
+from ghistpy.engine.extract import ahead, measure, refuse_changed
+from ghistpy.engine.options import RunOptions
+from ghistpy.engine.predict import new_expression
 from ghistpy.engine.prediction import Prediction
 from ghistpy.engine.published_refine import refine_types
+from ghistpy.engine.scratch import Blocks, Scratch, StoredRows
 from ghistpy.nn.config import GHISTConfig
-from ghistpy.nn.published import PublishedNetwork, PublishedOutput
+from ghistpy.nn.published import PublishedNetwork, PublishedOutput, fused_published
 from ghistpy.nn.published_losses import TypeRoles
 
 logger = logging.getLogger("ghistpy")
 
-# Patches that are read ahead while the network works on others.
-_READ_AHEAD = 2
+_BLOCK_PATCHES = 32  # a block is finished as a whole
+_ROWS = 16_384  # nuclei whose values are looked at together
 
 
 class _Rows:
@@ -36,10 +40,11 @@ class _Rows:
     Equal areas: the patch that comes first in raster order, so that the order of arrival never matters.
     """
 
-    def __init__(self, n: int, n_genes: int, n_types: int) -> None:
+    def __init__(self, expression: np.ndarray | StoredRows, n_types: int) -> None:
+        n = len(expression)
         self.area = np.zeros(n, dtype=np.int64)
         self.rank = np.zeros(n, dtype=np.int64)
-        self.expression = np.zeros((n, n_genes), dtype=np.float32)
+        self.expression = expression
         self.logits = np.zeros((n, n_types), dtype=np.float32)
         self.composition = np.zeros((n, n_types), dtype=np.float32)
         self.cell_type = np.zeros(n, dtype=np.int64)
@@ -71,7 +76,6 @@ class _Rows:
         return len(unseen)
 
 
-@torch.inference_mode()
 def predict_published(
     network: PublishedNetwork,
     slide: Slide,
@@ -80,11 +84,8 @@ def predict_published(
     image_std: np.ndarray,
     roles: TypeRoles,
     refine: float = 2.0,
-    device: torch.device | str = "cpu",
-    batch_size: int = 1,
-    workers: int = 1,
-    autocast: torch.dtype | None = None,
-    progress: bool = False,
+    options: RunOptions | None = None,
+    scratch: Scratch | None = None,
     grid: PatchGrid | None = None,
 ) -> Prediction:
     """Predict every nucleus of a slide with the published network.
@@ -101,9 +102,11 @@ def predict_published(
         Types that the refinement knows.
     refine
         Strength of the refinement of types (the paper's alpha); 0 switches it off.
-    device, batch_size, workers, autocast, progress
-        Where and how; ``workers`` threads read patches ahead. They do not change the result beyond
+    options
+        Device, batch size, threads, precision. Nothing but the precision changes the result beyond
         rounding.
+    scratch
+        Folder for finished blocks; without one they are kept in memory.
     grid
         Patches; by default those of :func:`~ghistpy.data.patches.plan_patches`.
 
@@ -118,24 +121,34 @@ def predict_published(
     -----
     The published program multiplies the refinement by ``|noise|``, unseeded; here by its expectation.
     """
+    options = options or RunOptions()
     slide = prepare(slide)
     config = network.config
-    network = network.to(device=device, memory_format=torch.channels_last).eval()
     if grid is None:
         grid = plan_patches(slide, mpp=config.mpp, side=config.patch_px, overlap=config.overlap_px)
-    found = _Rows(len(slide.nuclei), network.n_genes, network.n_types)
-    batches = [range(i, min(i + batch_size, len(grid))) for i in range(0, len(grid), batch_size)]
-    loaded = _read_ahead(PatchReader(slide, grid, image_mean, image_std), batches, workers)
-    if progress:
+    found = _Rows(new_expression((len(slide.nuclei), network.n_genes), scratch), network.n_types)
+    blocks = None if scratch is None else scratch.blocks("patches")
+    reader = PatchReader(slide, grid, image_mean, image_std)
+    todo = _take_finished(found, reader, blocks, options.workers)
+    batches = _batches(len(grid), todo, options.batch_size)
+    loaded = ahead([partial(_load, reader, batch.patches) for batch in batches], options.workers)
+    if options.progress:
         from tqdm.auto import tqdm
 
         loaded = tqdm(loaded, total=len(batches), desc=f"patches of {slide.name}", unit="batch")
-    for batch, patches in zip(batches, loaded, strict=True):
-        image, labels = (torch.from_numpy(np.stack([getattr(p, k) for p in patches])) for k in ("image", "rows"))
-        image = image.to(device, memory_format=torch.channels_last)
-        with torch.autocast(torch.device(device).type, dtype=autocast, enabled=autocast is not None):
-            out = network(image, labels.to(device), segmentation=False)
-        _collect(found, out, grid.corners[batch], config, roles, refine)
+    network = fused_published(network).to(device=options.device, memory_format=torch.channels_last)
+    parts: list[dict[str, np.ndarray]] = []
+    for at, (batch, item) in enumerate(zip(batches, loaded, strict=True)):
+        with options.context():
+            image = item.image.to(options.device, memory_format=torch.channels_last)
+            out = network(image, item.labels.to(options.device), segmentation=False)
+        values = _values(out, grid.corners[batch.patches], config, roles, refine)
+        found.update(**values)
+        if blocks is not None:
+            parts.append({**values, "checksum": item.checksum})
+            if at + 1 == len(batches) or batches[at + 1].block != batch.block:
+                blocks.save(batch.block, **{name: np.concatenate([p[name] for p in parts]) for name in parts[0]})
+                parts = []
     lost = found.fill_unseen(slide.nuclei.centroid_px)
     if lost:
         logger.warning(
@@ -147,30 +160,63 @@ def predict_published(
     return _prediction(slide, found, measure(slide, config.mpp)[:, :N_MORPHOLOGY])
 
 
-def _read_ahead(reader: PatchReader, batches: list[range], workers: int) -> Iterator[list[Patch]]:
-    """Batches in order; reading runs a few batches ahead in threads, so memory stays bounded."""
-    if workers == 0:
-        yield from ([reader[patch] for patch in batch] for batch in batches)
-        return
-    with ThreadPoolExecutor(workers) as pool:
-        pending: list[list] = []
-        for batch in batches:
-            pending.append([pool.submit(reader.__getitem__, patch) for patch in batch])
-            if len(pending) > _READ_AHEAD:
-                yield [job.result() for job in pending.pop(0)]
-        for jobs in pending:
-            yield [job.result() for job in jobs]
+class _Batch(NamedTuple):
+    """Patches of one block that go through the network together."""
+
+    block: int
+    patches: range
 
 
-def _collect(
-    found: _Rows,
-    out: PublishedOutput,
-    corners: np.ndarray,
-    config: GHISTConfig,
-    roles: TypeRoles,
-    refine: float,
-) -> None:
-    """Refine the types of one batch and keep its best copies."""
+class _Loaded(NamedTuple):
+    image: torch.Tensor  # (B, 3, s, s)
+    labels: torch.Tensor  # (B, s, s)
+    checksum: np.ndarray  # (B, 2)
+
+
+def _block_range(block: int, n_patches: int) -> range:
+    return range(block * _BLOCK_PATCHES, min((block + 1) * _BLOCK_PATCHES, n_patches))
+
+
+def _batches(n_patches: int, todo: list[int], batch_size: int) -> list[_Batch]:
+    out = []
+    for block in todo:
+        patches = _block_range(block, n_patches)
+        out += [_Batch(block, patches[i : i + batch_size]) for i in range(0, len(patches), batch_size)]
+    return out
+
+
+def _load(reader: PatchReader, patches: range) -> _Loaded:
+    items = [reader[patch] for patch in patches]
+    image, labels = (torch.from_numpy(np.stack([getattr(item, k) for item in items])) for k in ("image", "rows"))
+    return _Loaded(image, labels, np.stack([item.checksum for item in items]))
+
+
+def _take_finished(found: _Rows, reader: PatchReader, blocks: Blocks | None, workers: int) -> list[int]:
+    """Take over the finished blocks, after a look that their pixels are still the same; return the others."""
+    todo, known = [], []
+    jobs: list[Callable[[], np.ndarray]] = []
+    for block in range(-(-len(reader) // _BLOCK_PATCHES)):
+        arrays = None if blocks is None else blocks.load(block)
+        patches = _block_range(block, len(reader))
+        if arrays is None or len(arrays["checksum"]) != len(patches):
+            todo.append(block)
+            continue
+        known += zip(patches, arrays.pop("checksum"), strict=True)
+        jobs += [partial(_checksum, reader, patch) for patch in patches]
+        found.update(**arrays)
+    for (patch, checksum), now in zip(known, ahead(jobs, workers), strict=True):
+        refuse_changed(checksum, now, f"patch {reader.grid.window(patch)}")
+    return todo
+
+
+def _checksum(reader: PatchReader, patch: int) -> np.ndarray:
+    return reader[patch].checksum
+
+
+def _values(
+    out: PublishedOutput, corners: np.ndarray, config: GHISTConfig, roles: TypeRoles, refine: float
+) -> dict[str, np.ndarray]:
+    """Refine the types of one batch; what :meth:`_Rows.update` takes."""
 
     def array(tensor: torch.Tensor) -> np.ndarray:
         return tensor.float().cpu().numpy()
@@ -192,16 +238,16 @@ def _collect(
         (refined.take_invasive, out.expression_invasive),
     ):
         expression[take] = array(branch)[take]
-    found.update(
-        out.nuclei.ids.cpu().numpy() - 1,
-        out.nuclei.area.cpu().numpy(),
+    return {
+        "rows": out.nuclei.ids.cpu().numpy() - 1,
+        "area": out.nuclei.area.cpu().numpy(),
         # raster order of the corners
-        (corners[:, 0] << 31 | corners[:, 1])[patch],
-        expression=expression / config.expression_scale,
-        logits=logits,
-        composition=composition[patch],
-        cell_type=refined.cell_type,
-    )
+        "rank": (corners[:, 0] << 31 | corners[:, 1])[patch],
+        "expression": expression / config.expression_scale,
+        "logits": logits,
+        "composition": composition[patch],
+        "cell_type": refined.cell_type,
+    }
 
 
 def _prediction(slide: Slide, found: _Rows, morphology: np.ndarray) -> Prediction:
@@ -209,6 +255,9 @@ def _prediction(slide: Slide, found: _Rows, morphology: np.ndarray) -> Predictio
     proba_raw = softmax(found.logits, axis=1) if len(found.logits) else found.logits
     proba = proba_raw.copy()
     every = np.arange(len(raw))
+    total = np.zeros(len(raw), np.float32)
+    for start in range(0, len(raw), _ROWS):
+        total[start : start + _ROWS] = np.expm1(found.expression[start : start + _ROWS]).sum(axis=1)
     proba[every, raw] = proba_raw[every, found.cell_type]
     proba[every, found.cell_type] = proba_raw[every, raw]
     return Prediction(
@@ -219,6 +268,6 @@ def _prediction(slide: Slide, found: _Rows, morphology: np.ndarray) -> Predictio
         composition=found.composition,
         cell_type=found.cell_type,
         cell_type_raw=raw,
-        total=np.expm1(found.expression).sum(axis=1),
+        total=total,
         morphology=morphology,
     )

@@ -29,7 +29,9 @@ def _bilinear(xy: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, np.nd
     return np.stack(index, 1), np.stack(weight, 1)
 
 
-def neighborhood_mean(yx_um: np.ndarray, values: np.ndarray, *, sigma_um: float) -> tuple[np.ndarray, np.ndarray]:
+def neighborhood_mean(
+    yx_um: np.ndarray, values: np.ndarray, *, sigma_um: float, origin_um: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Mean of ``values`` around each point, weighted by a Gaussian of the distance, and the density.
 
     Points are spread over the four nearest bins of a grid of sigma / 4, smoothed there and read back
@@ -43,6 +45,10 @@ def neighborhood_mean(yx_um: np.ndarray, values: np.ndarray, *, sigma_um: float)
         (n, k) float.
     sigma_um
         Standard deviation in µm; the kernel ends at 2.5 of them.
+    origin_um
+        (2,) where the grid starts; default: the lowest coordinates. Part of a slide, given with the
+        lowest coordinates of the whole and all points within ``REACH`` standard deviations of it, gets
+        the values of the whole.
 
     Returns
     -------
@@ -61,7 +67,8 @@ def neighborhood_mean(yx_um: np.ndarray, values: np.ndarray, *, sigma_um: float)
         return np.zeros((0, k), np.float32), np.zeros(0, np.float32)
     step = sigma_um / _BINS_PER_SIGMA
     # Two bins of room on each side for the bilinear corners.
-    grid = (yx_um - yx_um.min(axis=0)) / step + 2.0
+    grid = (yx_um - (yx_um.min(axis=0) if origin_um is None else origin_um)) / step + 2.0
+    grid -= np.floor(grid.min(axis=0)) - 2.0  # whole bins: the weights stay those of the whole grid
     shape = tuple(int(v) + 3 for v in grid.max(axis=0))
     index, weight = _bilinear(grid, shape)
     flat = index.ravel()
@@ -78,7 +85,9 @@ def neighborhood_mean(yx_um: np.ndarray, values: np.ndarray, *, sigma_um: float)
     return mean, (count / step**2 * 1e6).astype(np.float32)
 
 
-def neighborhood_features(yx_um: np.ndarray, values: np.ndarray, *, sigmas_um: Sequence[float]) -> np.ndarray:
+def neighborhood_features(
+    yx_um: np.ndarray, values: np.ndarray, *, sigmas_um: Sequence[float], origin_um: np.ndarray | None = None
+) -> np.ndarray:
     """Neighbourhood means of ``values`` and log density at several widths, side by side.
 
     Parameters
@@ -89,6 +98,8 @@ def neighborhood_features(yx_um: np.ndarray, values: np.ndarray, *, sigmas_um: S
         (n, k) float.
     sigmas_um
         Standard deviations in µm.
+    origin_um
+        As in :func:`neighborhood_mean`.
 
     Returns
     -------
@@ -97,7 +108,7 @@ def neighborhood_features(yx_um: np.ndarray, values: np.ndarray, *, sigmas_um: S
     """
     columns = []
     for sigma in sigmas_um:
-        mean, density = neighborhood_mean(yx_um, values, sigma_um=sigma)
+        mean, density = neighborhood_mean(yx_um, values, sigma_um=sigma, origin_um=origin_um)
         columns += [np.log(density)[:, None], mean]
     if not columns:
         return np.zeros((len(yx_um), 0), np.float32)

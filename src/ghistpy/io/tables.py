@@ -297,6 +297,17 @@ def write_table(sdata: SpatialData, name: str, adata: AnnData) -> None:
         replace_table(path, name, adata)
 
 
+def lazy_matrix(sdata: SpatialData, table_key: str) -> Any:
+    """``X`` of a dense table in the backing store as a dask array; None when there is no store."""
+    path = store_path(sdata)
+    if path is None:
+        return None
+    import dask.array as da
+    import zarr
+
+    return da.from_zarr(zarr.open_array(path / "tables" / table_key / "X", mode="r"))
+
+
 def save(sdata: SpatialData, table_key: str) -> None:
     """Write one table into the store that backs a SpatialData, atomically.
 

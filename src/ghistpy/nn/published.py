@@ -8,6 +8,7 @@ is, and upsampled branches are convolved before they are upsampled.
 
 from __future__ import annotations
 
+import copy
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ghistpy.nn.config import GHISTConfig
-from ghistpy.nn.unet3plus import UNet3Plus
+from ghistpy.nn.unet3plus import UNet3Plus, fused_backbone
 
 _HEADS = 8
 
@@ -259,6 +260,15 @@ class PublishedNetwork(nn.Module):
         weights = F.softmax(getattr(self, "mlp_weights" + branch)(embedding), dim=1)  # (N, n_ref)
         mixture = weights @ self.reference
         return F.relu(mixture + refine(mixture))
+
+
+def fused_published(network: PublishedNetwork) -> PublishedNetwork:
+    """A copy for inference, the same function, see :func:`~ghistpy.nn.unet3plus.fused_backbone`."""
+    # everything but the backbone is shared
+    out = copy.copy(network)
+    out._modules = dict(network._modules)
+    out.cnn = fused_backbone(network.cnn)
+    return out.eval()
 
 
 def _scaled_reference(config: GHISTConfig, n_genes: int, reference: np.ndarray | None) -> Tensor | None:

@@ -6,12 +6,14 @@ doi 10.1109/ICASSP40776.2020.9053405. Module names follow the published GHIST ch
 
 from __future__ import annotations
 
+import copy
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 LEVELS = 5
 
@@ -93,16 +95,30 @@ class UNet3Plus(nn.Module):
             encoder.append(x)
         decoder = {LEVELS: encoder[-1]}
         for level in range(LEVELS - 1, 0, -1):
-            branches = [
-                self._branch(encoder[source - 1] if source <= level else decoder[source], source, level)
-                for source in range(1, LEVELS + 1)
-            ]
-            x = getattr(self, f"conv{level}d_1")(torch.cat(branches, dim=1))
-            decoder[level] = F.relu(getattr(self, f"bn{level}d_1")(x))
+            sources = [encoder[s - 1] if s <= level else decoder[s] for s in range(1, LEVELS + 1)]
+            x = getattr(self, f"conv{level}d_1")(self._merge(sources, level))
+            decoder[level] = _relu(getattr(self, f"bn{level}d_1")(x))
         logits = self.outconv_seg(decoder[1]) if segmentation else None
         return BackboneMaps(logits, decoder[1], encoder[0])
 
+    def _merge(self, sources: list[Tensor], level: int) -> Tensor:
+        """The five branches of a decoder level, rectified, side by side."""
+        if torch.is_grad_enabled():
+            return torch.cat([F.relu(self._branch(x, s, level)) for s, x in enumerate(sources, start=1)], dim=1)
+        # rectified where they are going to stand: large maps are written once less
+        batch, height, width = len(sources[0]), *sources[level - 1].shape[-2:]
+        merged, start = None, 0
+        for source, x in enumerate(sources, start=1):
+            branch = self._branch(x, source, level)
+            if merged is None:
+                shape = (batch, LEVELS * branch.shape[1], height, width)
+                merged = torch.empty(shape, dtype=branch.dtype, device=branch.device, memory_format=torch.channels_last)
+            torch.clamp_min(branch, 0, out=merged[:, start : start + branch.shape[1]])
+            start += branch.shape[1]
+        return merged
+
     def _branch(self, x: Tensor, source: int, level: int) -> Tensor:
+        """One branch before its ReLU."""
         name = _branch_name(source, level)
         conv, norm = getattr(self, f"{name}_conv"), getattr(self, f"{name}_bn")
         if source < level:
@@ -111,7 +127,25 @@ class UNet3Plus(nn.Module):
             x = conv(x)
         else:
             x = upsample_conv(x, conv.weight, conv.bias, 2 ** (source - level))
-        return F.relu(norm(x))
+        return norm(x)
+
+
+def fused_backbone(network: UNet3Plus) -> UNet3Plus:
+    """A copy for inference, the same function: batch norms are folded into the convolutions before them."""
+    network = copy.deepcopy(network).eval()
+    for name, module in list(network.named_modules()):
+        if isinstance(module, nn.Sequential) and len(module) == 3:
+            module[0], module[1] = fuse_conv_bn_eval(module[0], module[1]), nn.Identity()
+            module[2].inplace = True
+        elif isinstance(module, nn.BatchNorm2d) and "." not in name:
+            conv = name.replace("bn", "conv") if name.startswith("bn") else name.removesuffix("_bn") + "_conv"
+            setattr(network, conv, fuse_conv_bn_eval(getattr(network, conv), module))
+            setattr(network, name, nn.Identity())
+    return network.to(memory_format=torch.channels_last)
+
+
+def _relu(x: Tensor) -> Tensor:
+    return F.relu(x, inplace=not torch.is_grad_enabled())
 
 
 def _initialise(module: nn.Module) -> None:
@@ -160,7 +194,7 @@ def upsample_conv(x: Tensor, weight: Tensor, bias: Tensor | None, factor: int) -
     tall = tall.reshape(batch * factor * height, width * 3, n_out)
     out = torch.matmul(columns.to(tall), tall)  # (B * H, W, k)
     if bias is not None:
-        out = out + bias.to(out)
+        out = out + bias.to(out) if torch.is_grad_enabled() else out.add_(bias.to(out))
     return out.reshape(batch, factor * height, factor * width, n_out).permute(0, 3, 1, 2)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +18,14 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from ghistpy.data.slide import Slide
+    from ghistpy.engine.options import RunOptions
     from ghistpy.engine.prediction import Prediction
+    from ghistpy.engine.scratch import Scratch, StoredRows
     from ghistpy.models import GHIST
 
 logger = logging.getLogger("ghistpy")
 
-_PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+_CHUNK_BYTES = 2**24  # of a block of X in the store, when X is written block by block
 
 
 def predict_expression(
@@ -34,8 +38,9 @@ def predict_expression(
     refine: float = 2.0,
     device: str | None = None,
     precision: str = "auto",
-    batch_size: int | None = None,
-    workers: int = 1,
+    batch_size: int | str | None = "auto",
+    workers: int | str | None = "auto",
+    compile: bool = False,
     resume: bool = True,
     scratch_dir: str | Path | None = None,
     progress: bool = True,
@@ -60,14 +65,22 @@ def predict_expression(
     device
         ``"cpu"``, ``"cuda"``, ...; default CUDA when there is one.
     precision
-        ``"float32"``, ``"bfloat16"``, ``"float16"``; ``"auto"``: bfloat16 on CUDA devices that have it,
-        else float32.
+        ``"float32"``, ``"bfloat16"``, ``"float16"``; ``"auto"``: on CUDA bfloat16 where the device has it,
+        else float16; float32 on the CPU, where bfloat16 is a choice.
     batch_size
-        Windows at once; default 1 on the CPU, 8 on a GPU. Does not change the result.
+        Windows at once. ``"auto"``: 1 on the CPU; on CUDA what fits into half of the free memory. Does not
+        change the result beyond rounding.
     workers
-        Threads that read ahead.
-    resume, scratch_dir
-        Accepted for the interface; a run is not resumed yet, and a ``scratch_dir`` is logged as unused.
+        Threads that read ahead; ``"auto"``: one per core, 8 at most. Does not change the result.
+    compile
+        Compile the convolutions of the default network with ``torch.compile``: worth its 20 to 60 s only on
+        a GPU and for many slides in one process.
+    resume
+        Go on where an earlier call with the same model, image and labels was stopped. Finished blocks lie in
+        a folder beside the store, ``<store>.<key_added>.partial``, which is removed at the end. ``False``:
+        remove what is there and start over.
+    scratch_dir
+        Folder for the blocks instead of beside the store. A slide that has no store is resumed only with it.
     progress
         Show a progress bar.
 
@@ -93,15 +106,21 @@ def predict_expression(
     ghistpy                          uns      dict         provenance: version, model, units, µm/px, ...
     ================================ ======== ============ ==============================================
 
+    Memory does not grow with the slide but for about 0.5 kB per nucleus: pixels are read window by window,
+    and with a store or ``scratch_dir`` features and predicted values wait on disk. Above 256 MB, ``X`` of
+    the table in memory is a dask array over the store; ``.to_memory()`` loads it.
+
     Raises
     ------
     ValueError
         µm/px unknown, image and labels of different size, float labels, an image that is normalised
-        already, an unknown ``precision``, a ``batch_size`` or number of ``workers`` that makes no sense.
+        already, an unknown ``precision``, a ``batch_size`` or number of ``workers`` that makes no sense,
+        an unfinished prediction of another model, image or labels (what changed is named).
     TypeError
         ``model`` is neither a model nor a path.
     OSError
-        The store cannot be written (it is then unchanged), or a tile cannot be read (it is named).
+        The store or the scratch folder cannot be written, or a tile cannot be read (it is named). The store
+        is then unchanged, and finished blocks are kept for the next call.
 
     References
     ----------
@@ -117,17 +136,29 @@ def predict_expression(
     200
     """
     from ghistpy.data.slide import Slide
-    from ghistpy.geometry import find_nuclei
-    from ghistpy.io import ensure_can_save, open_slide, write_table
+    from ghistpy.data.windows import prepare
+    from ghistpy.engine.options import choose_options
+    from ghistpy.engine.predict import fingerprint
+    from ghistpy.geometry import NamedSource, find_nuclei
+    from ghistpy.imaging.stain import sample_pixels, white_balance
+    from ghistpy.io import ensure_can_save, open_slide
     from ghistpy.models import GHIST
 
     if isinstance(model, (str, Path)):
         model = GHIST.load(model)
     if not isinstance(model, GHIST):
         raise TypeError(f"model: expected a GHIST or the folder of one, got {type(model).__name__}")
-    _check_options(refine, precision, batch_size, workers)
-    if scratch_dir is not None:
-        logger.info("scratch_dir=%s is not used: this version does not resume a prediction", scratch_dir)
+    if refine < 0 or not np.isfinite(refine):
+        raise ValueError(f"refine={refine}: expected 0 or more")
+    options = choose_options(
+        model.config,
+        device=device,
+        precision=precision,
+        batch_size=batch_size,
+        workers=workers,
+        compiled=compile,
+        progress=progress,
+    )
     ensure_can_save(sdata, key_added)
     if sdata.attrs.get(_keys.ATTRS, {}).get("normalized", {}).get(image_key):
         raise ValueError(
@@ -136,66 +167,67 @@ def predict_expression(
         )
     image, labels, mpp = open_slide(sdata, image_key, labels_key)
     name = str(sdata.attrs.get(_keys.ATTRS, {}).get("sample", "slide"))
-    slide = Slide(name, image, labels, mpp, find_nuclei(labels))
+    sample = sample_pixels(NamedSource(image, f"slide {name!r}: image"))
+    slide = prepare(Slide(name, image, labels, mpp, find_nuclei(labels), stain=white_balance(sample)))
     if len(slide.nuclei) == 0:
         logger.warning("labels_key=%r holds no nucleus: the table %r has no rows", labels_key, key_added)
-    prediction = _run(model, slide, refine, _device(device), precision, batch_size, workers, progress)
-    parameters = {"refine": refine, "precision": precision, "device": str(_device(device))}
-    table = _table(prediction, slide, model, labels_key, image_key, parameters)
-    write_table(sdata, key_added, table)
+    parameters = {"refine": refine, "precision": precision, "device": options.device}
+    identity = {**_identity(model, refine, options), **fingerprint(slide, sample)}
+    with _scratch(sdata, f"{name}.{key_added}", identity, resume, scratch_dir) as scratch:
+        prediction = _run(model, slide, refine, options, scratch)
+        table = _table(prediction, slide, model, labels_key, image_key, parameters)
+        _write(sdata, key_added, table)
 
 
-def _check_options(refine: float, precision: str, batch_size: int | None, workers: int) -> None:
-    if refine < 0 or not np.isfinite(refine):
-        raise ValueError(f"refine={refine}: expected 0 or more")
-    if precision not in _PRECISIONS:
-        raise ValueError(f"precision={precision!r}: expected one of {_PRECISIONS}")
-    for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-            raise ValueError(f"{name}={value!r}: expected a whole number of {least} or more")
+def _identity(model: GHIST, refine: float, options: RunOptions) -> dict[str, str]:
+    """What the finished blocks of a prediction depend on, beside the slide."""
+    import ghistpy
 
-
-def _device(device: str | None) -> str:
-    import torch
-
-    return device or ("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _autocast(precision: str, device: str) -> Any:
-    import torch
-
-    if precision == "auto":
-        on_gpu = device.startswith("cuda") and torch.cuda.is_bf16_supported()
-        return torch.bfloat16 if on_gpu else None
-    return {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
-
-
-def _run(
-    model: GHIST,
-    slide: Slide,
-    refine: float,
-    device: str,
-    precision: str,
-    batch_size: int | None,
-    workers: int,
-    progress: bool,
-) -> Prediction:
-    common = {
-        "refine": refine,
-        "device": device,
-        "batch_size": batch_size or (1 if device == "cpu" else 8),
-        "workers": workers,
-        "autocast": _autocast(precision, device),
-        "progress": progress,
-    }
+    precision = "float32" if options.autocast is None else str(options.autocast).removeprefix("torch.")
+    identity = {"model": model.hash, "precision": precision, "version": ghistpy.__version__}
     if model.config.architecture == "published":
-        from ghistpy.data.windows import prepare
+        identity["refine"] = repr(float(refine))  # it is refined patch by patch, before a block is finished
+    return identity
+
+
+@contextlib.contextmanager
+def _scratch(
+    sdata: SpatialData, name: str, identity: dict[str, str], resume: bool, scratch_dir: str | Path | None
+) -> Iterator[Scratch | None]:
+    """The folder for finished blocks, or None; what fails inside leaves it for the next call.
+
+    ``name`` tells the runs in one ``scratch_dir`` apart; beside a store, the store's name does.
+    """
+    from ghistpy.engine.scratch import Scratch
+    from ghistpy.io.tables import store_path
+
+    store = store_path(sdata)
+    if scratch_dir is None and store is None:
+        if resume:
+            logger.info("resume=True has no effect: the slide has no store; give scratch_dir= to make it resumable")
+        yield None
+        return
+    folder = Path(scratch_dir or store.parent)
+    if store is not None:
+        name = f"{store.name}.{name.rpartition('.')[2]}"
+    scratch = Scratch(folder / f"{name}.partial", identity, resume=resume)
+    try:
+        yield scratch
+    except BaseException:
+        scratch.close()
+        raise
+    scratch.remove()
+
+
+def _run(model: GHIST, slide: Slide, refine: float, options: RunOptions, scratch: Scratch | None) -> Prediction:
+    common = {"refine": refine, "options": options, "scratch": scratch}
+    if model.config.architecture == "published":
         from ghistpy.engine.published import predict_published
         from ghistpy.nn.published_losses import TypeRoles
 
         return predict_published(
             model.network,
-            prepare(slide),
+            slide,
             image_mean=model.extras["image_mean"],
             image_std=model.extras["image_std"],
             roles=TypeRoles.from_names(model.cell_types),
@@ -204,6 +236,24 @@ def _run(
     from ghistpy.engine.predict import predict
 
     return predict(model.network, model.head, slide, model.config, spots=model.supervision == "spots", **common)
+
+
+def _write(sdata: SpatialData, key_added: str, table: AnnData) -> None:
+    """Set and store the table; a large matrix goes block by block from the scratch file into the store."""
+    from ghistpy.io import write_table
+    from ghistpy.io.tables import lazy_matrix
+
+    if isinstance(table.X, np.ndarray):
+        write_table(sdata, key_added, table)
+        return
+    import dask
+
+    # one block at a time: threads would each hold one
+    with dask.config.set(scheduler="synchronous"):
+        write_table(sdata, key_added, table)
+        lazy = lazy_matrix(sdata, key_added)
+        # without a store the values live in the scratch folder, which is about to go
+        table.X = table.X.compute() if lazy is None else lazy
 
 
 def _table(
@@ -234,7 +284,7 @@ def _table(
         _keys.MORPHOLOGY: prediction.morphology,
     }
     return make_table(
-        prediction.expression,
+        _matrix(prediction.expression),
         model.genes,
         region=labels_key,
         instance_key=_keys.CELL_ID,
@@ -244,6 +294,16 @@ def _table(
         var=model.calibration,
         uns={_keys.UNS: _provenance(model, slide, labels_key, image_key, parameters)},
     )
+
+
+def _matrix(values: np.ndarray | StoredRows) -> Any:
+    """What fits is in memory; what lies in a file becomes a dask array over it."""
+    if isinstance(values, np.ndarray):
+        return values
+    import dask.array as da
+
+    rows = max(1, _CHUNK_BYTES // (4 * max(values.shape[1], 1)))
+    return da.from_array(values, chunks=(rows, values.shape[1]), name=False, asarray=False)
 
 
 def _provenance(
