@@ -27,15 +27,20 @@ def doctor(
 
     if model is not None and store is None:
         raise ValueError("--model is compared with a store; give one")
-    logging.getLogger("ghistpy").setLevel(logging.ERROR)  # what verbs log is in the findings
-    findings = check_environment()
-    if store is not None:
-        trained = None
-        if model is not None:
-            from ghistpy.models import GHIST
+    logger = logging.getLogger("ghistpy")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # what verbs log is in the findings
+    try:
+        findings = check_environment()
+        if store is not None:
+            trained = None
+            if model is not None:
+                from ghistpy.models import GHIST
 
-            trained = GHIST.load(model)
-        findings += check_store(store, trained, image_key=image_key)
+                trained = GHIST.load(model)
+            findings += check_store(store, trained, image_key=image_key)
+    finally:
+        logger.setLevel(level)
     typer.echo(json.dumps([vars(f) for f in findings], indent=1) if as_json else describe(findings))
     if any(f.level == PROBLEM for f in findings):
         raise typer.Exit(1)
