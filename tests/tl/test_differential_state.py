@@ -10,7 +10,7 @@ import pytest
 from scipy import sparse, stats
 
 import ghistpy as gp
-from ghistpy.cohort_stats.adjust import adjust_pvalues
+from ghistpy.stats.multiple import adjust_pvalues
 
 
 def make_features(n=24, genes=60, *, seed=0, types=("B", "T/NK")):

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import numpy as np
 from scipy.special import logsumexp
+from scipy.stats import false_discovery_control
 
-ADJUSTMENTS = ("bh", "by")
+ADJUSTMENTS = ("bh", "by", "bonferroni")
 _TINY = -30.0  # natural log of p below which tan((1/2 - p) π) = 1 / (p π) to the last digit
 
 
-def adjust_pvalues(pval: np.ndarray, method: str = "bh") -> np.ndarray:
-    """P-values adjusted for the false discovery rate; NaN is left out of the count and stays NaN.
+def adjust_pvalues(pval: np.ndarray, method: str = "bh", *, family: np.ndarray | None = None) -> np.ndarray:
+    """P-values adjusted for their number within each family; NaN is left out of the count and stays NaN.
 
     Parameters
     ----------
     pval
         (m,) p-values.
     method
-        ``"bh"`` (Benjamini and Hochberg: independent or positively dependent tests) or ``"by"``
-        (Benjamini and Yekutieli: any dependence, larger by the factor Σ 1/i).
+        ``"bh"`` (Benjamini and Hochberg: independent or positively dependent tests), ``"by"``
+        (Benjamini and Yekutieli: any dependence, larger by the factor Σ 1/i) or ``"bonferroni"``.
+    family
+        (m,) family of each, None for one family.
+
+    Returns
+    -------
+    (m,) adjusted values.
 
     References
     ----------
@@ -33,13 +40,13 @@ def adjust_pvalues(pval: np.ndarray, method: str = "bh") -> np.ndarray:
         raise ValueError(f"adjust={method!r} is unknown; there are {list(ADJUSTMENTS)}")
     pval = np.asarray(pval, dtype=np.float64)
     out = np.full(pval.shape, np.nan)
-    known = np.flatnonzero(~np.isnan(pval))
-    m = len(known)
-    if not m:
-        return out
-    order = known[np.argsort(pval[known], kind="stable")]
-    factor = m / np.arange(1, m + 1) * (1.0 if method == "bh" else (1 / np.arange(1, m + 1)).sum())
-    out[order] = np.minimum(1.0, np.minimum.accumulate((pval[order] * factor)[::-1])[::-1])
+    code = np.zeros(pval.shape, dtype=np.int64) if family is None else np.unique(family, return_inverse=True)[1]
+    for k in range(int(code.max(initial=-1)) + 1):
+        rows = np.flatnonzero((code == k) & ~np.isnan(pval))
+        if method == "bonferroni":
+            out[rows] = np.minimum(pval[rows] * len(rows), 1.0)
+        elif len(rows):
+            out[rows] = false_discovery_control(pval[rows], method=method)
     return out
 
 

@@ -301,7 +301,7 @@ def _moderated(
 
 
 def _adjust(frame: pd.DataFrame) -> None:
-    from ghistpy.cohort_stats.adjust import adjust_pvalues
+    from ghistpy.stats.multiple import adjust_pvalues
 
     p = frame["pval"].to_numpy()
     family = frame["cell_type"].astype(str) + "\x1f" + frame["contrast"].astype(str)
