@@ -6,9 +6,9 @@ from lifelines.utils import concordance_index
 from sksurv.metrics import concordance_index_censored, concordance_index_ipcw
 from sksurv.util import Surv
 
-from ghistpy.stats.multiple import adjust_pvalues
 from ghistpy.cohort_stats.concordance import Censoring, Pairs, bootstrap_counts
 from ghistpy.cohort_stats.folds import repeated_folds
+from ghistpy.stats.multiple import adjust_pvalues
 
 
 @pytest.mark.parametrize("ties", [False, True])
