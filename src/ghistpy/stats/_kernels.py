@@ -135,6 +135,20 @@ def sparse_products(column_start, row, value, indptr, indices, data, degree, loo
 
 
 @_compiled
+def edge_power_sums(indptr, indices, data, sums):
+    """Add to sums (3, n), for each point, the weights of its edges, their squares and their cubes; upper triangle."""
+    for i in range(indptr.shape[0] - 1):
+        for e in range(indptr[i], indptr[i + 1]):
+            w, j = data[e], indices[e]
+            sums[0, i] += w
+            sums[0, j] += w
+            sums[1, i] += w * w
+            sums[1, j] += w * w
+            sums[2, i] += w * w * w
+            sums[2, j] += w * w * w
+
+
+@_compiled
 def triangle_sum(indptr, indices, data):
     """Sum over the triangles of a graph of the product of their three weights; upper triangle, sorted rows."""
     total = 0.0
