@@ -58,29 +58,32 @@ def graph_sums(upper: sparse.csr_array, loops: np.ndarray | None = None) -> Grap
     r, q, c = sums = np.zeros((3, n))
     edge_power_sums(s.indptr, s.indices, s.data, sums)
     edges, edges2, edges3 = r.sum() / 2, q.sum() / 2, c.sum() / 2
-    adjacent = float(r @ r - q.sum())
     triangles = 6 * triangle_sum(s.indptr, s.indices, s.data)
     sr = s @ r + s.T @ r
-    paths = 6 * (r @ sr / 2 - r @ q + edges3 - triangles / 2)
     ell = np.zeros(n) if loops is None else np.asarray(loops, dtype=np.float64)
     return GraphSums(
         n=n,
         edges=edges,
         edges2=edges2,
         edges3=edges3,
-        adjacent=adjacent,
-        double_adjacent=float(q @ r - 2 * edges3),
+        adjacent=_sum(r, r) - 2 * edges2,
+        double_adjacent=_sum(q, r) - 2 * edges3,
         triangles=triangles,
-        stars=float((r * r) @ r - 3 * (r @ q) + 2 * c.sum()),
-        paths=float(paths),
-        loops=(float(ell.sum()), float(ell @ ell), float((ell * ell) @ ell)),
-        lr=float(ell @ r),
-        l2r=float((ell * ell) @ r),
-        lsl=0.0 if loops is None else float(2 * ell @ (s @ ell)),
-        lq=float(ell @ q),
-        lr2=float(ell @ (r * r)),
-        lsr=float(ell @ sr),
+        stars=_sum(r, r, r) - 3 * _sum(r, q) + 4 * edges3,
+        paths=6 * (_sum(r, sr) / 2 - _sum(r, q) + edges3 - triangles / 2),
+        loops=(_sum(ell), _sum(ell, ell), _sum(ell, ell, ell)),
+        lr=_sum(ell, r),
+        l2r=_sum(ell, ell, r),
+        lsl=0.0 if loops is None else 2 * _sum(ell, s @ ell),
+        lq=_sum(ell, q),
+        lr2=_sum(ell, r, r),
+        lsr=_sum(ell, sr),
     )
+
+
+def _sum(*factors: np.ndarray) -> float:
+    """Sum of products; a dot product of the linear algebra library would wake its threads for it."""
+    return float(np.multiply.reduce(factors).sum())
 
 
 def form_moments(sums: GraphSums, powers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

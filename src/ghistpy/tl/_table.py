@@ -188,8 +188,8 @@ def require_counts(table: Table, X: Any, what: str, *, layer: str | None = None)
         )
 
 
-def coordinates(table: Table, key: str = _keys.SPATIAL) -> np.ndarray:
-    """Places x, y in µm, (n, 2) float64; warns when the implied density is none of tissue.
+def coordinates(table: Table, key: str = _keys.SPATIAL, *, check_unit: bool = True) -> np.ndarray:
+    """Places x, y in µm, (n, 2) float64; with ``check_unit`` warns when the implied density is none of tissue.
 
     Raises
     ------
@@ -204,6 +204,8 @@ def coordinates(table: Table, key: str = _keys.SPATIAL) -> np.ndarray:
             "needed to find neighbours"
         )
     xy = check_coordinates(np.asarray(table.adata.obsm[key]), f"obsm[{key!r}] of {table.label}")
+    if not check_unit:
+        return xy
     density = local_density(xy)
     low, high = _PLAUSIBLE_DENSITY
     if density < low or density > high:
@@ -338,7 +340,8 @@ def _given(table: Table, graph: Any, distances: bool) -> Neighbours:
         weights, source = graph.obsp[GRAPH], "obsp of another table"
     else:
         weights, source = graph, "given matrix"
-    xy = coordinates(table) if _keys.SPATIAL in adata.obsm else None
+    # a graph is there already, so no distance is going to be taken in a unit
+    xy = coordinates(table, check_unit=False) if _keys.SPATIAL in adata.obsm else None
     weights = check_graph(weights, table.n, coordinates=xy, argument=f"graph ({source})")
     isolated = int((np.diff(weights.indptr) == 0).sum())
     if isolated:
