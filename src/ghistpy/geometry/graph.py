@@ -325,5 +325,7 @@ def count_duplicates(coordinates: np.ndarray) -> int:
     2
     """
     xy = np.asarray(coordinates, dtype=np.float64)
+    if len(np.unique(xy[:, 0])) == len(xy):  # quicker by far, and usual
+        return 0
     repeats = np.unique(xy[:, 0] + 1j * xy[:, 1], return_counts=True)[1]
     return int(repeats[repeats > 1].sum())
