@@ -244,17 +244,18 @@ def check_graph(
         raise ValueError(
             f"{argument} has no edge between two of the {n} points; take more neighbours or a larger radius"
         )
-    row, col = edges.row[kept], edges.col[kept]
-    if coordinates is not None and kept.sum() < _DENSE_SHARE * n * (n - 1):
+    whole = bool(kept.all())
+    row, col = (edges.row, edges.col) if whole else (edges.row[kept], edges.col[kept])
+    if coordinates is not None and len(row) < _DENSE_SHARE * n * (n - 1):
         _check_lengths(check_coordinates(coordinates), row, col, argument)
-    if kept.all():
+    if whole:
         return given
     return sparse.csr_array((edges.data[kept], (row, col)), shape=(n, n))
 
 
 def _check_lengths(xy: np.ndarray, row: np.ndarray, col: np.ndarray, argument: str) -> None:
     rng = np.random.default_rng(0)
-    n, draws = len(xy), 20 * _PROBES
+    n, draws = len(xy), 5 * _PROBES
     picked = rng.integers(0, len(row), draws)
     edge = np.median(np.hypot(*(xy[row[picked]] - xy[col[picked]]).T))
     first = rng.integers(0, n, draws)

@@ -14,7 +14,7 @@ from scipy.sparse.csgraph import reverse_cuthill_mckee
 from scipy.special import gammainc, gammaincc, ndtr
 
 from ghistpy.stats.metrics import Matrix
-from ghistpy.stats.permutation_moments import form_moments, graph_sums
+from ghistpy.stats.permutation_moments import GraphSums, form_moments, graph_sums
 
 METHODS = ("moran", "geary")
 ALTERNATIVES = ("greater", "less", "two-sided")
@@ -155,12 +155,13 @@ def autocorrelation_test(
     basis = None if design is None else _basis(design, graph.n)
     jobs = n_threads(n_jobs)
     with ThreadPoolExecutor(jobs) as pool:
+        moments = None if n_perms else pool.submit(_moments_of, graph)
         seen = _observe(values, graph, basis, pool, jobs)
-        if n_perms:
+        if moments is None:
             null = _permute(values, graph, basis, seen, strata, n_perms, seed, pool, progress)
             pval, mean, sd = _permutation_p(seen.form, null, alternative, graph.sign)
         else:
-            pval, mean, sd = _analytic_p(seen, graph, alternative, min_positive)
+            pval, mean, sd = _analytic_p(seen, graph, moments.result(), alternative, min_positive)
     scale = np.where(seen.constant, np.nan, graph.scale / np.where(seen.constant, 1.0, seen.powers[0]))
     hide = np.where(seen.constant, np.nan, 1.0)
     return Autocorrelation(
@@ -312,10 +313,13 @@ def _observe_dense(
     list(pool.map(one, range(0, values.shape[1], WIDTH)))
 
 
+def _moments_of(graph: _Graph) -> GraphSums:
+    return graph_sums(graph.upper * graph.edge, graph.loops if len(graph.loops) else None)
+
+
 def _analytic_p(
-    seen: _Observed, graph: _Graph, alternative: str, min_positive: int
+    seen: _Observed, graph: _Graph, sums: GraphSums, alternative: str, min_positive: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    sums = graph_sums(graph.upper * graph.edge, graph.loops if len(graph.loops) else None)
     mean, variance, skewness = form_moments(sums, seen.powers)
     sd = np.sqrt(variance)
     pval = pearson3_p(seen.form * graph.sign, mean * graph.sign, sd, skewness * graph.sign, alternative)
