@@ -277,6 +277,57 @@ def test_spots_tell_more_than_their_mean():
     assert (got.cell_type == code).mean() > 0.8
 
 
+@pytest.mark.parametrize("shown", [False, True])
+def test_the_kernel_of_spots_follows_the_embedding_only_where_that_serves_a_held_slide(shown):
+    """Two slides; the second is held. Genes follow a bent function of the embedding on both slides, or none of it."""
+    config = dataclasses.replace(CONFIG, context_um=(), random_features=600, kernel_gamma=8.0)
+    items = []
+    for seed in (0, 1):
+        slide, extracted, *_ = spot_slide(seed=seed)
+        spots = instances_of(slide, TYPES)
+        extracted = dataclasses.replace(extracted, local=np.zeros_like(extracted.local))
+        if shown:  # the nuclei of a spot share their embedding, so that means over the spot keep the bend
+            place = np.random.default_rng(seed).normal(size=(len(spots), CONFIG.embedding)).astype(np.float32)
+            extracted = dataclasses.replace(extracted, embedding=place[spots.member])
+            counts = np.exp(2.0 + 2.0 * np.cos(2.0 * place[:, [0]] + np.arange(GENES)))
+            targets = dataclasses.replace(slide.targets, counts=np.rint(counts).astype(np.float32))
+            slide = dataclasses.replace(slide, targets=targets)
+        instances = instances_of(slide, TYPES)
+        held = np.full(len(instances), seed == 1)
+        items.append(FitSlide(slide, extracted, instances, held, slide.targets.total[instances.kept]))
+    head, held_out, _ = fit_head(items, config, n_types=TYPES, n_genes=GENES, spots=True)
+    assert (head.direction[: CONFIG.embedding] != 0).any() == shown
+    assert (head.direction[CONFIG.embedding :] != 0).all()
+    if shown:
+        pairs = zip(held_out.values.T, held_out.predicted.T, strict=True)
+        assert np.mean([np.corrcoef(truth, predicted)[0, 1] for truth, predicted in pairs]) > 0.5
+
+
+def test_a_gene_that_nobody_measured_and_a_slide_without_spots():
+    slide, extracted, *_ = spot_slide()
+    mask = np.array([True] * (GENES - 1) + [False])
+    targets = dataclasses.replace(slide.targets, gene_mask=mask)
+    slide = dataclasses.replace(slide, targets=targets)
+    instances = instances_of(slide, TYPES)
+    item = FitSlide(slide, extracted, instances, np.zeros(len(instances), bool), targets.total[instances.kept])
+    none = np.zeros(0, np.int64)
+    empty = dataclasses.replace(
+        slide,
+        targets=dataclasses.replace(
+            targets, counts=targets.counts[:0], total=targets.total[:0], nucleus_id=none, spot=none,
+            proportions=targets.proportions[:0], xy_um=targets.xy_um[:0],
+        ),
+    )  # fmt: skip
+    no_spots = FitSlide(empty, extracted, instances_of(empty, TYPES), np.zeros(0, bool), targets.total[:0])
+    head, _, means = fit_head([item, no_spots], CONFIG, n_types=TYPES, n_genes=GENES, spots=True)
+    alone, _, _ = fit_head([item], CONFIG, n_types=TYPES, n_genes=GENES, spots=True)
+    assert np.isfinite(means).all()
+    got = [apply_head(h, slide, extracted, CONFIG, spots=True).expression for h in (head, alone)]
+    assert np.isfinite(got[0]).all()
+    np.testing.assert_array_equal(got[0], got[1])
+    np.testing.assert_array_equal(got[0][:, -1], 0)  # nothing is known of it
+
+
 def test_latent_states_are_clusters():
     rng = np.random.default_rng(0)
     code = rng.integers(0, 4, 300)

@@ -25,7 +25,6 @@ from ghistpy.stats.ridge import fit_ridge
 logger = logging.getLogger("ghistpy")
 
 _TYPE_PENALTIES = (1e-4, 1e-3, 1e-2)
-_OFF = 1e9  # scale of a feature that is left out
 _CLEARLY = 0.02  # of correlation
 _PRIOR_WEIGHTS = np.linspace(0.0, 1.5, 16)
 
@@ -63,7 +62,7 @@ def fit_head(
     fit = _Fit(slides, config, head, spots=spots)
     fit.standardise()
     if spots:
-        fit.choose_features()
+        fit.choose_kernel()
     fit.types()
     held_out, type_means = fit.expression()
     if spots:
@@ -106,25 +105,25 @@ class _Fit:
         _set(self.head.center, rows.mean(axis=0))
         _set(self.head.scale, np.maximum(rows.std(axis=0), 1e-6))
 
-    def choose_features(self) -> None:
-        """Leave the embedding out unless the held spots are predicted clearly better with it.
+    def choose_kernel(self) -> None:
+        """Leave the embedding out of the random features unless held spots are predicted clearly better with it.
 
-        A network that saw a few hundred spots may have learned little that carries over to another
-        slide, and every empty column blurs the kernel.
+        A network that saw a few hundred spots may have learned little that carries over to another slide, and
+        every empty column blurs the kernel. The linear part of the basis keeps the embedding in any case.
         """
         names = embedding_columns(self.config, self.known.shape[1], len(LOCAL_FEATURES))
-        full = self.head.scale.numpy().copy()
-        without = np.where(names, _OFF, full)
+        full = self.head.direction.numpy().copy()
+        without = np.where(names[:, None], 0.0, full)
         held, mean = self._held(), {}
         if held is not None:
-            for scale in (full, without):
-                _set(self.head.scale, scale)
-                mean[scale is full] = self._held_correlation(held)
+            for with_embedding in (True, False):
+                _set(self.head.direction, full if with_embedding else without)
+                mean[with_embedding] = self._held_correlation(held)
             logger.info(
-                "head: correlation on held spots with the embedding %.3f, without %.3f", mean[True], mean[False]
+                "head: held spots correlate %.3f with the embedding in the kernel, %.3f without", *mean.values()
             )
         self.embedding = held is not None and mean[True] > mean[False] + _CLEARLY
-        _set(self.head.scale, full if self.embedding else without)
+        _set(self.head.direction, full if self.embedding else without)
 
     def _held_correlation(self, held: np.ndarray) -> float:
         """Mean over the genes that are predicted best of the correlation on held spots."""
@@ -233,7 +232,7 @@ class _Fit:
             values=self.values,
             mask=self.mask,
             held=self._held(),
-            # the embedding has seen the other slides, and only what was not seen can be left out
+            # a kernel that follows the embedding is judged by a slide that the network has not seen
             slide=None if self.embedding else np.repeat(np.arange(len(self.slides)), self._sizes()),
             blocks=(*self.head.direction.shape, self.mean_design.shape[1] - sum(self.head.direction.shape)),
             spots=self.spots,
