@@ -32,11 +32,12 @@ from ghistpy.stats.neighbours import (
     neighbor_correlation,
     nn_correlation,
 )
+from ghistpy.stats.quadratic_form import row_standardised
 from ghistpy.stats.ridge import Ridge, fit_ridge
 from ghistpy.stats.ripley import Window, cross_l, l_scores, ripley_pairs
 from ghistpy.stats.segmentation import SegmentationScores, segmentation_scores
 from ghistpy.stats.skill import skill_score, variance_ratio, within_type_pearson
-from ghistpy.stats.spatial_autocorrelation import Autocorrelation, autocorrelation_test, row_standardised
+from ghistpy.stats.spatial_autocorrelation import Autocorrelation, autocorrelation_test
 from ghistpy.stats.types import CompositionAgreement, TypeAgreement, composition_agreement, type_agreement
 
 __all__ = [

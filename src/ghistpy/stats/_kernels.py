@@ -60,11 +60,29 @@ def block_products(z, order, loops, indptr, indices, data, cross, square):
 
 
 @_compiled
+def centre_block(z, mean, stored):
+    """Take the column means from ``z`` (n, WIDTH) in place; ``mean`` and the number of values that were not 0."""
+    n = z.shape[0]
+    for b in range(WIDTH):
+        mean[b] = 0.0
+        stored[b] = 0.0
+    for i in range(n):
+        for b in range(WIDTH):
+            mean[b] += np.float64(z[i, b])
+            stored[b] += 1.0 if z[i, b] != 0 else 0.0
+    for b in range(WIDTH):
+        mean[b] /= n
+    for i in range(n):
+        for b in range(WIDTH):
+            z[i, b] = np.float64(z[i, b]) - mean[b]
+
+
+@_compiled
 def block_powers(z, powers):
-    """Sums over the rows of z², z³ .. z⁶ into ``powers`` (5, WIDTH)."""
+    """Add to ``powers`` (5, WIDTH) the sums over the rows of z², z³ .. z⁶."""
     for i in range(z.shape[0]):
         for b in range(WIDTH):
-            c = z[i, b]
+            c = np.float64(z[i, b])  # the sixth power of a count leaves float32
             s = c * c
             powers[0, b] += s
             powers[1, b] += s * c
@@ -74,14 +92,15 @@ def block_powers(z, powers):
 
 
 @_compiled
-def sparse_products(column_start, row, value, indptr, indices, data, degree, loops, first, last, out):
+def sparse_products(column_start, row, value, group_start, neighbour, weight, degree, loops, first, last, out):
     """For the columns ``first`` .. ``last`` of a CSC matrix: what :func:`block_products` gives for centred values.
 
+    The graph as :func:`in_fours` makes it: groups ``group_start[i]`` .. ``group_start[i + 1]`` of point i.
     ``degree`` (n,) sums of the full symmetric graph, ``loops`` (n,) weights of squares. ``out`` (G, 9): mean,
     cross, square, power sums 2 .. 6 about the mean, number of stored values that are not 0.
     """
     n = degree.shape[0]
-    dense = np.zeros(n)
+    dense = np.zeros(n, value.dtype)
     total_degree = 0.0
     total_loops = 0.0
     for i in range(n):
@@ -94,8 +113,7 @@ def sparse_products(column_start, row, value, indptr, indices, data, degree, loo
         for e in range(start, stop):
             dense[row[e]] = value[e]
             total += value[e]
-            if value[e] != 0:
-                stored += 1
+            stored += value[e] != 0
         mean = total / n
         cross = 0.0
         on_degree = 0.0
@@ -104,10 +122,16 @@ def sparse_products(column_start, row, value, indptr, indices, data, degree, loo
         p2 = p3 = p4 = p5 = p6 = 0.0
         for e in range(start, stop):
             i = row[e]
-            x = dense[i]
+            x = np.float64(value[e])
             lag = 0.0
-            for k in range(indptr[i], indptr[i + 1]):
-                lag += data[k] * dense[indices[k]]
+            for k in range(group_start[i], group_start[i + 1]):
+                # written out: a loop over single neighbours costs twice as much
+                lag += (
+                    weight[k, 0] * dense[neighbour[k, 0]]
+                    + weight[k, 1] * dense[neighbour[k, 1]]
+                    + weight[k, 2] * dense[neighbour[k, 2]]
+                    + weight[k, 3] * dense[neighbour[k, 3]]
+                )
             cross += x * lag
             on_degree += x * degree[i]
             square += loops[i] * x * x
@@ -131,7 +155,54 @@ def sparse_products(column_start, row, value, indptr, indices, data, degree, loo
         out[g, 7] = p6 + empty * s * s * s
         out[g, 8] = stored
         for e in range(start, stop):
-            dense[row[e]] = 0.0
+            dense[row[e]] = 0
+
+
+@_compiled
+def in_fours(indptr, indices, data, group_start, neighbour, weight):
+    """The rows of a CSR matrix in groups of four entries; ``neighbour`` and ``weight`` (groups, 4) come in as 0."""
+    for i in range(indptr.shape[0] - 1):
+        first = group_start[i]
+        for e in range(indptr[i], indptr[i + 1]):
+            k = e - indptr[i]
+            neighbour[first + k // 4, k % 4] = indices[e]
+            weight[first + k // 4, k % 4] = data[e]
+
+
+@_compiled
+def upper_of_sum(a_start, a_column, a, b_start, b_column, b, start, column, value, degree):
+    """Upper triangle of A + B without diagonal, both CSR with sorted rows; its number of entries.
+
+    ``start`` (n + 1,) and ``degree`` (n,) come in as 0; ``column`` and ``value`` are long enough for all entries
+    of A and B. ``degree``: row sums of the symmetric matrix that it is half of.
+    """
+    n = a_start.shape[0] - 1
+    k = 0
+    for i in range(n):
+        p, p_end = a_start[i], a_start[i + 1]
+        q, q_end = b_start[i], b_start[i + 1]
+        while p < p_end and a_column[p] <= i:
+            p += 1
+        while q < q_end and b_column[q] <= i:
+            q += 1
+        while p < p_end or q < q_end:
+            from_a = a_column[p] if p < p_end else n
+            from_b = b_column[q] if q < q_end else n
+            j = min(from_a, from_b)
+            w = 0.0
+            if from_a == j:
+                w += a[p]
+                p += 1
+            if from_b == j:
+                w += b[q]
+                q += 1
+            column[k] = j
+            value[k] = w
+            degree[i] += w
+            degree[j] += w
+            k += 1
+        start[i + 1] = k
+    return k
 
 
 @_compiled

@@ -8,7 +8,8 @@ import numpy as np
 from scipy import sparse
 
 from ghistpy.stats.metrics import Matrix
-from ghistpy.stats.spatial_autocorrelation import centred_block, n_threads, row_standardised
+from ghistpy.stats.quadratic_form import centred_block, row_standardised
+from ghistpy.stats.spatial_autocorrelation import n_threads
 
 QUADRANTS = ("none", "high-high", "low-high", "low-low", "high-low")
 

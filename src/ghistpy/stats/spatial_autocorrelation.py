@@ -10,19 +10,18 @@ from itertools import product, repeat
 
 import numpy as np
 from scipy import sparse
-from scipy.sparse.csgraph import reverse_cuthill_mckee
-from scipy.special import gammainc, gammaincc, ndtr
 
 from ghistpy.stats.metrics import Matrix
 from ghistpy.stats.permutation_moments import GraphSums, form_moments, graph_sums
+from ghistpy.stats.quadratic_form import Graph, Observed, centred_block, observe, orthonormal_basis
+from ghistpy.stats.tails import one_tail, pearson3_p
 
 METHODS = ("moran", "geary")
 ALTERNATIVES = ("greater", "less", "two-sided")
 MIN_POSITIVE = 400
+MIN_EFFECTIVE = 50  # points that carry the variance: with fewer the null has separate humps, which no curve follows
 _MEMORY = 600_000_000  # bytes of permuted values at once
 _TOGETHER = 32  # permutations drawn at once
-_CONSTANT = 1e-18  # share of the sum of squares below which a gene is constant up to rounding
-_SYMMETRIC = 1e-4  # skewness below which the curve is normal
 _TIE = 1e-4  # standard deviations of the null within which a permutation counts as a tie
 
 
@@ -37,9 +36,12 @@ class Autocorrelation:
     expected, sd
         Of the score under the null.
     pval
-        NaN also where the analytic p-value does not hold (fewer than ``min_positive`` positive points).
+        NaN also where the analytic p-value does not hold (fewer than ``min_positive`` positive points, or
+        fewer than 50 effective ones).
     n_positive
         Points whose value is not 0.
+    n_effective
+        How many points carry the variance, (Σ z²)² / Σ z⁴: a few outliers make it small.
     constant
         Genes without variation.
     """
@@ -49,24 +51,8 @@ class Autocorrelation:
     sd: np.ndarray
     pval: np.ndarray
     n_positive: np.ndarray
+    n_effective: np.ndarray
     constant: np.ndarray
-
-
-def row_standardised(weights: sparse.sparray) -> sparse.csr_array:
-    """Weights whose rows sum to 1; a row without neighbours stays empty.
-
-    Examples
-    --------
-    >>> from scipy import sparse
-    >>> row_standardised(sparse.csr_array([[0.0, 2.0, 2.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])).toarray().tolist()
-    [[0.0, 0.5, 0.5], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
-    """
-    weights = sparse.csr_array(weights, dtype=np.float64)
-    total = np.asarray(weights.sum(axis=1)).ravel()
-    share = np.divide(1.0, total, out=np.zeros_like(total), where=total > 0)
-    return sparse.csr_array(
-        (weights.data * np.repeat(share, np.diff(weights.indptr)), weights.indices, weights.indptr), weights.shape
-    )
 
 
 def autocorrelation_test(
@@ -109,7 +95,8 @@ def autocorrelation_test(
     design
         (n, p) columns that are regressed out of the values first, with an intercept. Needs permutations.
     min_positive
-        Fewer positive points than this: no analytic p-value (NaN).
+        Fewer positive points than this: no analytic p-value (NaN). Nor is there one where fewer than 50
+        points carry the variance (a gene with a few outliers, or a rare gene after scaling).
     seed
         Every permutation has its own generator, so that ``n_jobs`` does not change a result.
     n_jobs
@@ -131,8 +118,9 @@ def autocorrelation_test(
     -----
     ``I = n / S0 · Σ w_ij z_i z_j / Σ z²`` and ``C = (n - 1) / (2 S0) · Σ w_ij (z_i - z_j)² / Σ z²`` with z
     centred and S0 the sum of weights. The weights enter as the upper triangle of W + Wᵀ. Cost per gene:
-    O(stored values x degree) for sparse values, else O(edges); a permutation O(edges) in float32 with
-    sums in float64. Values within 1e-4 standard deviations of the observed one count as ties.
+    O(stored values x degree) for sparse values, else O(edges), in the precision of the values with sums in
+    float64; a permutation O(edges) in float32. Values within 1e-4 standard deviations of the observed one
+    count as ties.
 
     References
     ----------
@@ -151,12 +139,13 @@ def autocorrelation_test(
     (True, True)
     """
     values, weights = _checked(values, weights, method, alternative, n_perms, strata, design)
-    graph = _Graph.of(weights, method)
-    basis = None if design is None else _basis(design, graph.n)
+    graph = Graph.of(weights, method)
+    basis = None if design is None else orthonormal_basis(design, graph.n)
     jobs = n_threads(n_jobs)
     with ThreadPoolExecutor(jobs) as pool:
         moments = None if n_perms else pool.submit(_moments_of, graph)
-        seen = _observe(values, graph, basis, pool, jobs)
+        seen = observe(values, graph, basis, pool, jobs)
+        _check_finite(values, seen)
         if moments is None:
             null = _permute(values, graph, basis, seen, strata, n_perms, seed, pool, progress)
             pval, mean, sd = _permutation_p(seen.form, null, alternative, graph.sign)
@@ -165,8 +154,9 @@ def autocorrelation_test(
     scale = np.where(seen.constant, np.nan, graph.scale / np.where(seen.constant, 1.0, seen.powers[0]))
     hide = np.where(seen.constant, np.nan, 1.0)
     return Autocorrelation(
-        seen.form * scale, mean * scale, sd * np.abs(scale), pval * hide, seen.n_positive, seen.constant
-    )
+        seen.form * scale, mean * scale, sd * np.abs(scale), pval * hide, seen.n_positive, seen.effective_points(),
+        seen.constant,
+    )  # fmt: skip
 
 
 def n_threads(n_jobs: int) -> int:
@@ -192,182 +182,39 @@ def _checked(values, weights, method, alternative, n_perms, strata, design):
         raise ValueError(f"values, weights: expected (n, G) and (n, n), got {values.shape} and {weights.shape}")
     if values.dtype not in (np.float32, np.float64):
         values = values.astype(np.float64)
-    bad = int((~np.isfinite(values.data if sparse.issparse(values) else values)).sum())
-    if bad:
-        raise ValueError(f"values: {bad} are NaN or infinite")
+    if sparse.issparse(values) and not values.has_canonical_format:
+        values = values.copy()
+        values.sum_duplicates()
     if strata is not None and np.shape(strata) != (values.shape[0],):
         raise ValueError(f"strata: expected one label per point ({values.shape[0]}), got shape {np.shape(strata)}")
     return values, sparse.csr_array(weights, dtype=np.float64)
 
 
-@dataclass(frozen=True)
-class _Graph:
-    """The form F of the values that a score is made of: score = scale · F / Σ z²."""
-
-    n: int
-    upper: sparse.csr_array  # upper triangle of W + Wᵀ
-    degree: np.ndarray  # its full row sums
-    loops: np.ndarray  # weights of z², empty for Moran's I
-    edge: float  # factor of the edges in F
-    scale: float
-    sign: float  # +1 when a high F means that neighbours are alike
-
-    @classmethod
-    def of(cls, weights: sparse.csr_array, method: str) -> _Graph:
-        n, total = weights.shape[0], float(weights.sum())
-        # triu(weights + weights.T) in one step: every weight goes to the upper one of its two places
-        row, column = np.repeat(np.arange(n, dtype=np.int32), np.diff(weights.indptr)), weights.indices
-        edge = row != column
-        places = np.minimum(row, column)[edge], np.maximum(row, column)[edge]
-        upper = sparse.coo_array((weights.data[edge], places), shape=weights.shape).tocsr()
-        upper.sort_indices()
-        degree = upper.sum(axis=1) + upper.sum(axis=0)
-        if method == "moran":
-            return cls(n, upper, degree, np.zeros(0), 1.0, n / total if total else np.nan, 1.0)
-        return cls(n, upper, degree, degree, -2.0, (n - 1) / (2 * total) if total else np.nan, -1.0)
-
-    def form(self, cross: np.ndarray, square: np.ndarray) -> np.ndarray:
-        return cross if self.edge == 1.0 else square + self.edge * cross
-
-    def reordered(self) -> tuple[np.ndarray, _Graph]:
-        """Points in an order that keeps neighbours close in memory, and the graph in it, in float32."""
-        full = sparse.csr_array(self.upper + self.upper.T)
-        order = reverse_cuthill_mckee(sparse.csr_matrix(full), symmetric_mode=True).astype(np.int32)
-        upper = sparse.csr_array(sparse.triu(full[order][:, order], 1), dtype=np.float32)
-        upper.sort_indices()
-        loops = self.loops[order].astype(np.float32) if len(self.loops) else self.loops.astype(np.float32)
-        return order, _Graph(self.n, upper, self.degree[order], loops, self.edge, self.scale, self.sign)
+def _check_finite(values: Matrix, seen: Observed) -> None:
+    if not np.isfinite(seen.mean).all():  # spares a pass over the values
+        bad = ~np.isfinite(values.data if sparse.issparse(values) else values)
+        raise ValueError(f"values: {int(bad.sum())} are NaN or infinite")
 
 
-@dataclass(frozen=True)
-class _Observed:
-    form: np.ndarray  # (G,)
-    mean: np.ndarray
-    powers: np.ndarray  # (5, G) sums of z² .. z⁶
-    n_positive: np.ndarray
-    constant: np.ndarray
-
-
-def _basis(design: np.ndarray, n: int) -> np.ndarray:
-    """Orthonormal columns that span the design and the intercept."""
-    columns = np.asarray(design, dtype=np.float64)
-    if columns.ndim != 2 or len(columns) != n or not np.isfinite(columns).all():
-        raise ValueError(f"design: expected ({n}, p) finite columns, got shape {columns.shape}")
-    columns = np.column_stack([np.ones(n), columns - columns.mean(axis=0)])
-    norm = np.linalg.norm(columns, axis=0)
-    columns = columns[:, norm > 1e-9 * norm[0]] / norm[norm > 1e-9 * norm[0]]
-    left, size, _ = np.linalg.svd(columns, full_matrices=False)
-    return left[:, size > 1e-9 * size[0]]
-
-
-def centred_block(values: Matrix, genes: slice, basis: np.ndarray | None, width: int) -> np.ndarray:
-    """Those genes (n, width) float64, without mean or without what ``basis`` explains; zeros beyond the last."""
-    part = values[:, genes]
-    part = part.toarray() if sparse.issparse(part) else part
-    block = np.zeros((values.shape[0], width))
-    block[:, : part.shape[1]] = part
-    block -= block.mean(axis=0) if basis is None else basis @ (basis.T @ block)
-    return block
-
-
-def _observe(values: Matrix, graph: _Graph, basis: np.ndarray | None, pool: ThreadPoolExecutor, jobs: int) -> _Observed:
-    from ghistpy.stats._kernels import sparse_products
-
-    n_genes = values.shape[1]
-    out = np.zeros((n_genes, 9))
-    if sparse.issparse(values) and basis is None:
-        h = graph.upper
-        loops = graph.loops if len(graph.loops) else np.zeros(graph.n)
-        cuts = np.linspace(0, n_genes, 4 * jobs + 1).astype(int)
-        given = (values.indptr, values.indices, values.data, h.indptr, h.indices, h.data, graph.degree, loops)
-        list(pool.map(lambda i: sparse_products(*given, cuts[i], cuts[i + 1], out), range(4 * jobs)))
-    else:
-        _observe_dense(values, graph, basis, pool, out)
-    mean, cross, square, powers = out[:, 0], out[:, 1], out[:, 2], out[:, 3:8].T
-    total = powers[0] + graph.n * mean**2
-    constant = powers[0] <= _CONSTANT * total
-    return _Observed(graph.form(cross, square), mean, powers, out[:, 8].astype(np.int64), constant)
-
-
-def _observe_dense(
-    values: Matrix, graph: _Graph, basis: np.ndarray | None, pool: ThreadPoolExecutor, out: np.ndarray
-) -> None:
-    from ghistpy.stats._kernels import WIDTH, block_powers, block_products
-
-    h, order = graph.upper, np.arange(graph.n, dtype=np.int32)
-
-    def one(start: int) -> None:
-        genes = slice(start, min(start + WIDTH, values.shape[1]))
-        block = centred_block(values, genes, basis, WIDTH)
-        cross, square = np.zeros((2, WIDTH))
-        block_products(block, order, graph.loops, h.indptr, h.indices, h.data, cross, square)
-        k = genes.stop - genes.start
-        part = values[:, genes]
-        out[genes, 0] = np.asarray(part.mean(axis=0, dtype=np.float64)).ravel()
-        out[genes, 1], out[genes, 2] = cross[:k], square[:k]
-        out[genes, 8] = part.count_nonzero(axis=0) if sparse.issparse(part) else np.count_nonzero(part, axis=0)
-        powers = np.zeros((5, WIDTH))
-        block_powers(block, powers)
-        out[genes, 3:8] = powers[:, :k].T
-
-    list(pool.map(one, range(0, values.shape[1], WIDTH)))
-
-
-def _moments_of(graph: _Graph) -> GraphSums:
+def _moments_of(graph: Graph) -> GraphSums:
     return graph_sums(graph.upper * graph.edge, graph.loops if len(graph.loops) else None)
 
 
 def _analytic_p(
-    seen: _Observed, graph: _Graph, sums: GraphSums, alternative: str, min_positive: int
+    seen: Observed, graph: Graph, sums: GraphSums, alternative: str, min_positive: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     mean, variance, skewness = form_moments(sums, seen.powers)
     sd = np.sqrt(variance)
     pval = pearson3_p(seen.form * graph.sign, mean * graph.sign, sd, skewness * graph.sign, alternative)
-    pval[seen.n_positive < min_positive] = np.nan
+    pval[(seen.n_positive < min_positive) | (seen.effective_points() < MIN_EFFECTIVE)] = np.nan
     return pval, mean, sd
-
-
-def pearson3_p(
-    value: np.ndarray, mean: np.ndarray, sd: np.ndarray, skewness: np.ndarray, alternative: str = "greater"
-) -> np.ndarray:
-    """Tail probabilities of a Pearson III curve of given mean, sd and skewness; NaN where sd is 0.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> pearson3_p(np.array([1.645]), np.zeros(1), np.ones(1), np.zeros(1)).round(3)
-    array([0.05])
-    """
-    with np.errstate(invalid="ignore", divide="ignore"):
-        z = (value - mean) / sd
-    fine = np.isfinite(z) & np.isfinite(skewness)
-    upper = np.full(len(z), np.nan)
-    lower = upper.copy()
-    upper[fine] = _pearson3_upper(z[fine], skewness[fine])
-    lower[fine] = _pearson3_upper(-z[fine], -skewness[fine])
-    return _tail(upper, lower, alternative)
-
-
-def _pearson3_upper(z: np.ndarray, skewness: np.ndarray) -> np.ndarray:
-    """P(Z > z) for a gamma variable of shape 4 / skewness², standardised, mirrored when the skewness is negative."""
-    symmetric = np.abs(skewness) < _SYMMETRIC
-    shape = 4 / np.where(symmetric, 1.0, skewness) ** 2
-    at = np.maximum(shape + z * np.sign(skewness) * np.sqrt(shape), 0.0)
-    skewed = np.where(skewness > 0, gammaincc(shape, at), gammainc(shape, at))
-    return np.where(symmetric, ndtr(-z), skewed)
-
-
-def _tail(upper: np.ndarray, lower: np.ndarray, alternative: str) -> np.ndarray:
-    if alternative == "greater":
-        return upper
-    return lower if alternative == "less" else np.minimum(1.0, 2 * np.minimum(upper, lower))
 
 
 def _permute(
     values: Matrix,
-    graph: _Graph,
+    graph: Graph,
     basis: np.ndarray | None,
-    seen: _Observed,
+    seen: Observed,
     strata: np.ndarray | None,
     n_perms: int,
     seed: int,
@@ -402,7 +249,7 @@ def _permute(
     return null
 
 
-def _form(block: np.ndarray, order: np.ndarray, graph: _Graph) -> np.ndarray:
+def _form(block: np.ndarray, order: np.ndarray, graph: Graph) -> np.ndarray:
     from ghistpy.stats._kernels import WIDTH, block_products
 
     cross, square = np.zeros((2, WIDTH))
@@ -436,4 +283,4 @@ def _permutation_p(
     observed, drawn, slack = form * sign, null * sign, _TIE * sd
     upper = (1 + (drawn >= observed - slack).sum(axis=0)) / (1 + len(null))
     lower = (1 + (drawn <= observed + slack).sum(axis=0)) / (1 + len(null))
-    return _tail(upper, lower, alternative), mean, sd
+    return one_tail(upper, lower, alternative), mean, sd

@@ -134,7 +134,7 @@ def layout_columns(table: Table, key: str, weights: sparse.csr_array | None) -> 
     """
     import pandas as pd
 
-    from ghistpy.stats.spatial_autocorrelation import row_standardised
+    from ghistpy.stats.quadratic_form import row_standardised
 
     adata = table.adata
     if key in adata.obs and not pd.api.types.is_numeric_dtype(adata.obs[key]):

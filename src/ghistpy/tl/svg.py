@@ -291,7 +291,8 @@ def _conditioning(table: Table, values: Any, options: _Options, notes: dict[str,
 
 
 def _autocorrelation(table: Table, values: Any, chosen: Any, found: Any, options: _Options) -> _Result:
-    from ghistpy.stats.spatial_autocorrelation import MIN_POSITIVE, autocorrelation_test, row_standardised
+    from ghistpy.stats.quadratic_form import row_standardised
+    from ghistpy.stats.spatial_autocorrelation import MIN_POSITIVE, autocorrelation_test
 
     notes: dict[str, Any] = dict(found.notes)
     design, strata = _conditioning(table, values, options, notes)
