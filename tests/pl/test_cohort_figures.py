@@ -82,6 +82,24 @@ def test_bars_are_the_shares_of_patients_in_order_of_likeness(composed):
     assert step(names) < 0.8 * step(composed.obs_names)
 
 
+def test_sparse_shares_are_drawn(composed):
+    from scipy import sparse
+
+    dense = gp.pl.cohort_composition(composed)
+    composed.X = sparse.csr_matrix(composed.X)
+    drawn = gp.pl.cohort_composition(composed)
+    for a, b in zip(dense.containers, drawn.containers, strict=True):
+        np.testing.assert_allclose([p.get_height() for p in a], [p.get_height() for p in b])
+
+
+def test_patients_without_group_stand_last(composed):
+    state = composed.obs["state"].cat.reorder_categories(["B", "A"])
+    composed.obs["state"] = state.where(np.arange(30) > 3)
+    ax = gp.pl.cohort_composition(composed, groupby="state")
+    labels = [t.get_text().split(" (")[0] for t in ax.get_xticklabels()]
+    assert labels == ["B", "A", "not stated"]
+
+
 def test_groups_are_side_by_side(composed):
     ax = gp.pl.cohort_composition(composed, groupby="state")
     assert [t.get_text() for t in ax.get_xticklabels()] == ["A (15)", "B (15)"]
