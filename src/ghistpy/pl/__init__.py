@@ -5,6 +5,7 @@ from ghistpy.pl.cohort import cohort_composition
 from ghistpy.pl.embedding import embedding
 from ghistpy.pl.genome import cna_genome
 from ghistpy.pl.heatmap import state_heatmap
+from ghistpy.pl.local_moran import local_moran
 from ghistpy.pl.maps import compare_genes, slide
 from ghistpy.pl.marker_maps import marker_maps
 from ghistpy.pl.match import matching
@@ -44,6 +45,7 @@ __all__ = [
     "volcano",
     "svg",
     "svg_ranking",
+    "local_moran",
     "cna_genome",
     "cohort_composition",
 ]
