@@ -2,6 +2,7 @@
 
 from ghistpy.pl.accuracy import gene_accuracy, gene_scatter
 from ghistpy.pl.cohort import cohort_composition
+from ghistpy.pl.comparison import comparison
 from ghistpy.pl.embedding import embedding
 from ghistpy.pl.genome import cna_genome
 from ghistpy.pl.heatmap import state_heatmap
@@ -46,6 +47,7 @@ __all__ = [
     "svg",
     "svg_ranking",
     "local_moran",
+    "comparison",
     "cna_genome",
     "cohort_composition",
 ]
