@@ -59,6 +59,19 @@ def test_slide_by_type_and_legend(evaluated, far):
     assert [t.get_text() for t in ax.get_legend().get_texts()] == sorted(labels.cat.categories)
 
 
+@pytest.mark.parametrize("longer", ["", " cells with a name that is long"])
+@pytest.mark.parametrize("window", [None, (0, 0, 200, 60), (0, 0, 60, 200)])
+def test_legends_of_maps_lie_on_the_page(evaluated, far, longer, window):
+    labels = evaluated["measured"].obs["cell_type"]
+    evaluated["measured"].obs["cell_type"] = labels.cat.rename_categories(lambda name: name + longer)
+    ax = gp.pl.slide(evaluated, "cell_type", table_key="measured", window_um=window)
+    ax.figure.canvas.draw()
+    legend = ax.get_legend().get_window_extent()
+    assert ax.get_window_extent().x1 < legend.x0
+    assert legend.x1 <= ax.figure.bbox.x1
+    assert legend.y0 >= 0
+
+
 def test_unknown_types_are_white_and_in_the_legend(evaluated, far):
     obs = evaluated["insilico"].obs
     obs["cell_type"] = obs["cell_type"].astype(object).where(np.arange(400) > 0, None)

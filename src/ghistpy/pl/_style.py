@@ -135,11 +135,20 @@ def get_axes(ax: Axes | None, figsize: tuple[float, float]) -> Axes:
     return ax if ax is not None else plt.subplots(figsize=figsize, layout="constrained")[1]
 
 
-def get_map_axes(ax: Axes | None, extent: tuple[float, float, float, float], *, beside: float = 1.6) -> Axes:
-    """As :func:`get_axes`, of the shape of a window (x0, y0, x1, y1), with inches for legend or bar beside it."""
+def get_map_axes(ax: Axes | None, extent: tuple[float, float, float, float], labels: Iterable[str] = ()) -> Axes:
+    """As :func:`get_axes`, of the shape of a window (x0, y0, x1, y1), with room beside it.
+
+    The layout engine knows too little of axes of fixed aspect to find that room: it is for a colour bar, or for a
+    legend with these labels.
+    """
     wide, tall = extent[2] - extent[0], extent[3] - extent[1]
-    scale = 4.6 / max(wide, tall)
-    return get_axes(ax, (max(wide * scale, 1.5) + beside, max(tall * scale, 1.5) + 0.4))
+    height = max(4.6 * tall / max(wide, tall), 1.5) + 0.4  # inches, with a title
+    letters = max((len(label) for label in labels), default=0)
+    beside = 0.7 + 0.068 * letters if letters else 1.2
+    new = get_axes(ax, (height * wide / tall + beside, height))
+    if ax is None and letters:
+        new.set_anchor("W")
+    return new
 
 
 def despine(ax: Axes) -> None:

@@ -97,7 +97,8 @@ def local_moran(
     shown = np.where((quadrant > 0) & ((pval <= alpha) if alpha is not None else True), quadrant, 0)
     marks = table_marks(sdata, table)
     picture, extent = frame_of(sdata, image_key, window_um or bounds([marks], margin=0.02), marks)
-    ax = get_map_axes(ax, extent, beside=2.6)
+    entries = _legend(shown, quadrant, pval, alpha)
+    ax = get_map_axes(ax, extent, entries)
     draw_background(ax, picture, extent, fade=0.5)
     rgba = _colours(shown, quadrant)
     kept = inside(marks, extent)
@@ -108,7 +109,7 @@ def local_moran(
     style = {"ha": "center", "fontsize": 7, "color": INK, "gid": "note"}
     text = _p_note(notes, pval, alpha)
     ax.annotate(text, (0.5, 1), (0, 4), xycoords="axes fraction", textcoords="offset points", **style)
-    outside_legend(ax, dots(_legend(shown, quadrant, pval, alpha)), title="local Moran's I (cells)")
+    outside_legend(ax, dots(entries), title="local Moran's I (cells)")
     return ax
 
 

@@ -108,12 +108,13 @@ def slide(
     table = get_element(sdata, "tables", table_key, "table_key")
     everything = marks_of(sdata, table, f"table_key={table_key!r}")
     picture, extent = frame_of(sdata, image_key, window_um, everything)
-    ax = get_map_axes(ax, extent)
+    typed = color is not None and color in table.obs and not is_number(table, color)
+    ax = get_map_axes(ax, extent, [color, *levels(table.obs[color])] if typed else ())
     draw_background(ax, picture, extent, fade=fade if color is not None else 0.0)
     view = View(ax, extent, inside(everything, extent), shapes_in(sdata, table, image_key, extent), table.n_obs)
     if color is None:
         view.outlines()
-    elif color in table.obs and not is_number(table, color):
+    elif typed:
         _draw_types(view, sdata, table, color)
     else:
         values, label = numbers_of(table, color, f"table_key={table_key!r}")
