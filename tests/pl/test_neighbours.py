@@ -140,6 +140,29 @@ def test_embedding_draws_sampled_cells_only(slide):
     assert legend == sorted(table.obs["cell_type"].cat.categories)
 
 
+def test_forty_types_have_room_and_colours_of_their_own(slide):
+    table = slide["measured"]
+    names = np.array([f"type {i:02d}" for i in range(40)])
+    table.obs["cell_type"] = names[np.arange(table.n_obs) % 40]
+    table.obsm["X_umap"] = table.obsm["spatial"]
+    gp.tl.composition(table, groupby="niche")
+    gp.tl.cell_type_interaction(table, radius=40, key_added="many")
+    for ax in (gp.pl.embedding(table), gp.pl.composition(table, key="composition")):
+        ax.figure.canvas.draw()
+        legend = ax.get_legend()
+        assert len(legend.get_texts()) == 40
+        box, page = legend.get_window_extent(), ax.figure.bbox
+        assert ax.get_window_extent().x1 < box.x0 < box.x1 <= page.x1
+        assert 0 <= box.y0
+        assert ax.get_window_extent().width > 300
+        handles = legend.legend_handles
+        colours = [h.get_color() if hasattr(h, "get_color") else h.get_facecolor() for h in handles]
+        assert len({tuple(c) for c in colours}) == 40
+    ax = gp.pl.interaction(table, key="many")
+    assert max(ax.figure.get_size_inches()) < 13
+    assert not any(t.get_text() for t in ax.texts)  # no room for numbers
+
+
 def test_marker_maps_share_scales_between_tables(slide):
     genes = list(slide["measured"].var_names[:2])
     axes = gp.pl.marker_maps(slide, genes, table_keys=["measured", "insilico"])

@@ -33,6 +33,7 @@ EXPRESSION_CMAP = "viridis"
 INK = "#222222"
 MUTED = "#8A8A8A"
 MISSING = "#DDDDDD"
+_LEGEND_ROWS = 16
 _SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 METHOD_NAMES = {
@@ -130,9 +131,11 @@ def darker(colour: str, share: float = 0.35) -> tuple[float, float, float]:
     return tuple((1 - share) * v for v in to_rgb(colour))
 
 
-def get_axes(ax: Axes | None, figsize: tuple[float, float]) -> Axes:
-    """The axes that came in, or those of a new figure."""
-    return ax if ax is not None else plt.subplots(figsize=figsize, layout="constrained")[1]
+def get_axes(ax: Axes | None, figsize: tuple[float, float], labels: Iterable[str] = ()) -> Axes:
+    """The axes that came in, or those of a new figure, with room for an outside legend with these labels."""
+    wide, tall = legend_inches(labels)
+    size = (figsize[0] + wide, max(figsize[1], tall))
+    return ax if ax is not None else plt.subplots(figsize=size, layout="constrained")[1]
 
 
 def get_map_axes(ax: Axes | None, extent: tuple[float, float, float, float], labels: Iterable[str] = ()) -> Axes:
@@ -142,13 +145,26 @@ def get_map_axes(ax: Axes | None, extent: tuple[float, float, float, float], lab
     legend with these labels.
     """
     wide, tall = extent[2] - extent[0], extent[3] - extent[1]
-    height = max(4.6 * tall / max(wide, tall), 1.5) + 0.4  # inches, with a title
-    letters = max((len(label) for label in labels), default=0)
-    beside = 0.7 + 0.068 * letters if letters else 1.2
-    new = get_axes(ax, (height * wide / tall + beside, height))
-    if ax is None and letters:
+    beside, least = legend_inches(labels)
+    height = max(4.6 * tall / max(wide, tall) + 0.4, 1.9, least)  # inches, with a title
+    new = get_axes(ax, (height * wide / tall + (beside or 1.2), height))
+    if ax is None and beside:
         new.set_anchor("W")
     return new
+
+
+def legend_inches(labels: Iterable[str]) -> tuple[float, float]:
+    """About how wide and tall an outside legend is."""
+    labels = list(labels)
+    if not labels:
+        return 0.0, 0.0
+    letters = max(len(line) for label in labels for line in label.split("\n"))
+    rows = min(sum(label.count("\n") + 1 for label in labels), _LEGEND_ROWS + 1)
+    return _legend_columns(len(labels)) * (0.6 + 0.068 * letters) + 0.1, 0.5 + 0.2 * rows
+
+
+def _legend_columns(n: int) -> int:
+    return max(1, -(-n // _LEGEND_ROWS))
 
 
 def despine(ax: Axes) -> None:
@@ -159,7 +175,7 @@ def despine(ax: Axes) -> None:
 
 
 def outside_legend(ax: Axes, handles: list, *, title: str | None = None, points: float = 0) -> Legend:
-    """A legend to the right of the axes, so many points away, in columns of at most 16."""
+    """A legend to the right of the axes, so many points away, in columns of equal length."""
     from matplotlib.transforms import ScaledTranslation
 
     away = ScaledTranslation(points / 72, 0, ax.figure.dpi_scale_trans)
@@ -175,7 +191,7 @@ def outside_legend(ax: Axes, handles: list, *, title: str | None = None, points:
         handletextpad=0.4,
         borderaxespad=0,
         alignment="left",
-        ncols=max(1, -(-len(handles) // 16)),
+        ncols=_legend_columns(len(handles)),
     )
 
 

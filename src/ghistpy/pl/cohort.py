@@ -65,7 +65,7 @@ def cohort_composition(
     x, order, middle = _places(shares, _groups(adata, groupby))
     by_size = np.argsort(-shares.mean(axis=0), kind="stable")
     colours = type_colours(types)
-    ax = get_axes(ax, (1.8 + min(0.11 * len(x) + 2, 11), 3.2))
+    ax = get_axes(ax, (0.8 + min(0.11 * len(x) + 2, 10), 3.2), types)
     bottom = np.zeros(len(order))
     for j in by_size:
         ax.bar(x, shares[order, j], 1.0, bottom=bottom, color=colours[types[j]], linewidth=0, gid=types[j])

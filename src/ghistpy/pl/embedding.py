@@ -74,10 +74,11 @@ def embedding(
     rows = np.flatnonzero(np.isfinite(place).all(axis=1))
     seed = notes_of(table, basis).get("seed", 0)
     rows = np.random.default_rng(seed).permutation(rows)  # no type lies on top of all others
-    ax = get_axes(ax, (5.6, 4.4))
+    typed = color in table.obs and not is_number(table, color)
+    ax = get_axes(ax, (4.4 if typed else 5.4, 4.4), levels(table.obs[color]) if typed else ())
     size = float(np.clip(20_000 / max(len(rows), 1), 0.5, 14))
     style = {"s": size, "lw": 0, "rasterized": True}
-    if color in table.obs and not is_number(table, color):
+    if typed:
         import pandas as pd
 
         labels = pd.Categorical(table.obs[color])

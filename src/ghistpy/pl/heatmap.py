@@ -82,7 +82,7 @@ def state_heatmap(
     place = group.fillna(_NOT_STATED).map(names.index).to_numpy()
     order = np.lexsort([np.nan_to_num(wide.loc[kept].to_numpy()).mean(0), place])
     values = wide.loc[kept].to_numpy()[:, order]
-    ax = get_axes(ax, (6.2, max(1.2 + 0.17 * len(kept), 1.0 + 0.19 * min(len(names), 16))))
+    ax = get_axes(ax, (5.2, 1.2 + 0.17 * len(kept)), [groupby, *names])
     ax.set_facecolor(MISSING)
     image = ax.imshow(
         np.ma.masked_invalid(values), aspect="auto", cmap="RdBu_r", vmin=-2.5, vmax=2.5, interpolation="nearest"

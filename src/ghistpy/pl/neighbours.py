@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 DIVERGING_CMAP = "PuOr_r"  # two hues that every common colour vision tells apart
+_BAND = "95 % of shuffled types,\npointwise"
+_BANDS, _WITHIN = "shuffled types: around\nthe 95 % band of each", "within its own band"
+_NUMBERS_UP_TO = 14  # types, of an interaction matrix
 _MARKERS = ("o", "D", "s", "^", "v")
 
 
@@ -173,7 +176,8 @@ def interaction(
     -------
     matplotlib.axes.Axes
         Ratios and z-scores are symmetric; fractions, in percent of all pairs, fill one triangle and sum to 100.
-        Numbers in the cells; a dot where the adjusted p-value is below .05; grey where there is no value.
+        Numbers in the cells (of up to 14 types); a dot where the adjusted p-value is below .05; grey where
+        there is no value.
 
     Raises
     ------
@@ -198,7 +202,8 @@ def interaction(
         withheld = notes_of(table, key).get("n_perms") and notes_of(table, key).get("in_silico")
         reason = "withheld for types that were predicted" if withheld else "z-scores need n_perms="
         raise ValueError(f"key={key!r}: no {value!r} is stored ({reason}); draw value='log2_ratio'")
-    ax = get_axes(ax, (2.4 + 0.5 * len(names), 1.5 + 0.46 * len(names)))
+    cell = 0.5 if len(names) <= _NUMBERS_UP_TO else 0.22  # inches
+    ax = get_axes(ax, (2.4 + cell * len(names), 1.5 + 0.92 * cell * len(names)))
     _draw_matrix(ax, matrix, small, names, value, vmax)
     if small.any():
         note = "dot: adjusted p < .05, null of exchangeable types"
@@ -248,11 +253,10 @@ def _write_numbers(ax: Axes, matrix: np.ndarray, small: np.ndarray, top: float, 
     for i, j in zip(*np.nonzero(np.isfinite(matrix)), strict=True):
         v = matrix[i, j]
         dark = abs(v) > 0.6 * top if diverging else v < 0.55 * top
-        text = number(v if abs(v) >= 0.05 else 0.0, ".1f")
-        ax.text(
-            j, i, text + (" •" if small[i, j] else ""), ha="center", va="center", fontsize=6.5,
-            color="white" if dark else INK,
-        )  # fmt: skip
+        parts = [number(v if abs(v) >= 0.05 else 0.0, ".1f")] if len(matrix) <= _NUMBERS_UP_TO else []
+        parts += ["•"] if small[i, j] else []
+        colour = "white" if dark else INK
+        ax.text(j, i, " ".join(parts), ha="center", va="center", fontsize=6.5, color=colour)
 
 
 def ripley(
@@ -302,7 +306,7 @@ def ripley(
     unknown = [n for n in (cell_type, *wanted) if n not in names]
     if unknown:
         raise ValueError(f"cell_type, neighbor_types: {unknown} have no L in {where}; the types are {names}")
-    ax = get_axes(ax, (5.2, 3.4))
+    ax = get_axes(ax, (3.6, 3.4), [*wanted, _BANDS, _WITHIN])
     curves = frame[frame["cell_type"] == cell_type].set_index("neighbor_type")
     colours = type_colours(names, known_types(adata_or_sdata, notes_of(table, key).get("cell_type_key", "")))
     handles = [_draw_l(ax, curves.loc[[name]], name, colours[name]) for name in wanted]
@@ -336,9 +340,9 @@ def _draw_bands(ax: Axes, curves: pd.DataFrame, *, single: bool) -> list[Any]:
     by_radius = curves.groupby("radius")
     r = np.array(sorted(by_radius.groups), dtype=float)
     low, high = by_radius["low"].min() - r, by_radius["high"].max() - r
-    label = "95 % of shuffled types,\npointwise" if single else "shuffled types: around\nthe 95 % band of each"
+    label = _BAND if single else _BANDS
     band = ax.fill_between(r, low, high, color=MUTED, alpha=0.25, lw=0, gid="envelope", label=label, zorder=0.5)
-    return [band, Line2D([], [], color=INK, lw=0.9, ls=":", label="within its own band")]
+    return [band, Line2D([], [], color=INK, lw=0.9, ls=":", label=_WITHIN)]
 
 
 def notes_of(table: AnnData, key: str) -> dict[str, Any]:

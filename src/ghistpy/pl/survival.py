@@ -75,14 +75,15 @@ def kaplan_meier(
 
     curves, groups = read(adata, key=key, part="curves"), read(adata, key=key, part="groups")
     names = groups["group"].astype(str).tolist()
-    ax = get_axes(ax, (6.4, 3.7 + (0.17 * len(names) if risk_table else 0)))
+    labels = [
+        f"{fill(name, 26)}  ({row.n_events} of {row.n})" for name, row in zip(names, groups.itertuples(), strict=True)
+    ]
+    ax = get_axes(ax, (4.4, 3.7 + (0.17 * len(names) if risk_table else 0)), ["events of patients", *labels])
     colours = colours_of(names) if len(names) > 1 else {names[0]: INK}
     band = len(names) <= _BANDS if band is None else band
-    for i, (name, row) in enumerate(zip(names, groups.itertuples(), strict=True)):
-        label = f"{fill(name, 26)}  ({row.n_events} of {row.n})"
-        _draw_curve(
-            ax, curves[curves["group"] == name], name, colours[name], label, band=band, dashes=_DASHES[i // 8 % 4]
-        )
+    for i, (name, label) in enumerate(zip(names, labels, strict=True)):
+        part = curves[curves["group"] == name]
+        _draw_curve(ax, part, name, colours[name], label, band=band, dashes=_DASHES[i // 8 % 4])
     notes = curves.attrs["notes"]
     unit = notes["time_unit"]
     ax.set_xlabel("time (unit not stated)" if unit == "not stated" else unit, fontsize=9)

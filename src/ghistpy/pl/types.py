@@ -85,7 +85,7 @@ def _stacked(frame: pd.DataFrame, known: set[str], ax: Axes | None) -> Axes:
     shares = frame.pivot(index="region", columns="cell_type", values="proportion")
     shares = shares.loc[frame["region"].drop_duplicates()]  # "all" first
     n = frame.groupby("region")["n"].sum()
-    ax = get_axes(ax, (5.0, 0.9 + 0.34 * len(shares)))
+    ax = get_axes(ax, (3.8, 0.9 + 0.34 * len(shares)), shares.columns)
     left = np.zeros(len(shares))
     for name, colour in type_colours(shares.columns, known).items():
         width = shares[name].fillna(0).to_numpy()
