@@ -40,6 +40,10 @@ def test_hotspots_are_named_on_the_chromosomes_of_the_planted_genes(tested):
     assert genes.loc[genes["bin"] == highest, "gene"].isin(labels).sum() == 1
 
 
+def test_names_of_hotspots_cover_nothing(tested, clear_names):
+    assert clear_names(gp.pl.cna_genome(tested, n_hotspots=25)) > 8
+
+
 def test_tested_bins_are_orange(tested):
     copy = tested.copy()
     gp.tl.cna_association(copy, copy.uns["cna"], positions=copy.uns["positions"], n_permutations=59, progress=False)
