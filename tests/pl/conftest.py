@@ -72,3 +72,34 @@ def evaluated(_slide):
 def _close_figures():
     yield
     plt.close("all")
+
+
+@pytest.fixture
+def clear_names():
+    """Check of the names in a figure; returns how many pieces of text they have."""
+    return _clear_of_everything
+
+
+def _clear_of_everything(ax):
+    """Names overlap no other name and no ink, and their lines cross no name and no other line."""
+    names = [t for t in ax.texts if str(t.get_gid()).startswith("label")]
+    leaders = [line for line in ax.lines if line.get_gid() == "leader"]
+    for artist in (*names, *leaders):
+        artist.set_visible(False)
+    ax.figure.canvas.draw()
+    ink = np.abs(np.asarray(ax.figure.canvas.buffer_rgba())[::-1, :, :3] / 255 - 1).max(-1) > 0.15
+    renderer = ax.figure.canvas.get_renderer()
+    frame = ax.get_window_extent(renderer)
+    for artist in names:
+        artist.set_visible(True)
+    boxes = [t.get_window_extent(renderer) for t in names]
+    ends = [ax.transData.transform(np.column_stack(line.get_data())) for line in leaders]
+    for i, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[i + 1 :] if abs(box.x1 - other.x0) > 0.01)
+        assert not ink[int(box.y0) : int(np.ceil(box.y1)), int(box.x0) : int(np.ceil(box.x1))].any()
+        assert frame.x0 <= box.x0
+        assert box.x1 <= frame.x1
+        for a, b in ends:
+            along = a + np.linspace(0.05, 0.95, 200)[:, None] * (b - a)
+            assert not ((along > [box.x0, box.y0]) & (along < [box.x1, box.y1])).all(axis=1).any()
+    return len(names)

@@ -40,6 +40,10 @@ def test_hotspots_are_named_on_the_chromosomes_of_the_planted_genes(tested):
     assert genes.loc[genes["bin"] == highest, "gene"].isin(labels).sum() == 1
 
 
+def test_names_of_hotspots_cover_nothing(tested, clear_names):
+    assert clear_names(gp.pl.cna_genome(tested, n_hotspots=25)) > 8
+
+
 def test_tested_bins_are_orange(tested):
     copy = tested.copy()
     gp.tl.cna_association(copy, copy.uns["cna"], positions=copy.uns["positions"], n_permutations=59, progress=False)
@@ -80,6 +84,24 @@ def test_bars_are_the_shares_of_patients_in_order_of_likeness(composed):
     np.testing.assert_allclose(tops, 1.0)
     step = lambda order: np.linalg.norm(np.diff(composed[order].X, axis=0), axis=1).mean()  # noqa: E731
     assert step(names) < 0.8 * step(composed.obs_names)
+
+
+def test_sparse_shares_are_drawn(composed):
+    from scipy import sparse
+
+    dense = gp.pl.cohort_composition(composed)
+    composed.X = sparse.csr_matrix(composed.X)
+    drawn = gp.pl.cohort_composition(composed)
+    for a, b in zip(dense.containers, drawn.containers, strict=True):
+        np.testing.assert_allclose([p.get_height() for p in a], [p.get_height() for p in b])
+
+
+def test_patients_without_group_stand_last(composed):
+    state = composed.obs["state"].cat.reorder_categories(["B", "A"])
+    composed.obs["state"] = state.where(np.arange(30) > 3)
+    ax = gp.pl.cohort_composition(composed, groupby="state")
+    labels = [t.get_text().split(" (")[0] for t in ax.get_xticklabels()]
+    assert labels == ["B", "A", "not stated"]
 
 
 def test_groups_are_side_by_side(composed):

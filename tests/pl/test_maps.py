@@ -2,13 +2,14 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.collections import EllipseCollection
 from matplotlib.colors import to_rgba
 
 import ghistpy as gp
 from ghistpy.pl import _draw, _image
-from ghistpy.pl._style import OKABE_ITO, scale_bar, type_colours
+from ghistpy.pl._style import OKABE_ITO, PALETTE, scale_bar, type_colours
 
 
 def _circles(ax):
@@ -37,7 +38,16 @@ def test_slide_by_gene_from_afar(evaluated, far):
     side = evaluated["he"].sizes["x"] * 0.5
     assert ax.get_xlim() == (0, side)
     assert ax.get_ylim() == (side, 0)  # y runs down
-    assert ax.figure.axes[1].get_ylabel() == f"{gene}, log1p(expected count)"
+    assert ax.figure.axes[1].get_ylabel() == "log1p(expected count)"
+    assert (ax.get_title(), ax.title.get_fontstyle()) == (gene, "italic")
+
+
+def test_counts_are_drawn_as_logarithms(evaluated, far):
+    gene = evaluated["measured"].var_names[2]
+    ax = gp.pl.slide(evaluated, gene, table_key="measured")
+    counts = evaluated["measured"].X[:, 2].toarray().ravel().astype(float)
+    np.testing.assert_allclose(_circles(ax).get_array(), np.sort(np.log1p(counts)))
+    assert ax.figure.axes[1].get_ylabel() == "log1p(count)"
 
 
 def test_slide_by_type_and_legend(evaluated, far):
@@ -46,7 +56,20 @@ def test_slide_by_type_and_legend(evaluated, far):
     colours = type_colours(labels.cat.categories)
     want = np.array([to_rgba(colours[t]) for t in labels])
     np.testing.assert_allclose(_circles(ax).get_facecolors(), want)
-    assert [t.get_text() for t in ax.get_legend().get_texts()] == list(labels.cat.categories)
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == sorted(labels.cat.categories)
+
+
+@pytest.mark.parametrize("longer", ["", " cells with a name that is long"])
+@pytest.mark.parametrize("window", [None, (0, 0, 200, 60), (0, 0, 60, 200)])
+def test_legends_of_maps_lie_on_the_page(evaluated, far, longer, window):
+    labels = evaluated["measured"].obs["cell_type"]
+    evaluated["measured"].obs["cell_type"] = labels.cat.rename_categories(lambda name: name + longer)
+    ax = gp.pl.slide(evaluated, "cell_type", table_key="measured", window_um=window)
+    ax.figure.canvas.draw()
+    legend = ax.get_legend().get_window_extent()
+    assert ax.get_window_extent().x1 < legend.x0
+    assert legend.x1 <= ax.figure.bbox.x1
+    assert legend.y0 >= 0
 
 
 def test_unknown_types_are_white_and_in_the_legend(evaluated, far):
@@ -246,12 +269,55 @@ def test_scale_bar_is_round_and_to_scale():
         assert text in [t.get_text() for t in ax.texts]
 
 
-def test_palette_keeps_types_apart():
-    colours = type_colours([f"t{i}" for i in range(20)])
-    assert len({tuple(np.round(c, 6)) for c in colours.values()}) == 20
-    np.testing.assert_allclose(colours["t0"], to_rgba(OKABE_ITO[0])[:3])
+def _seen_without(cones, rgb):
+    """Colours (n, 3) as seen without red or green cones (Machado 2009, severity 1), in CIELAB."""
+    from skimage.color import rgb2lab
+
+    matrix = {
+        "none": np.eye(3),
+        "green": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+        "red": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    }[cones]
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4) @ np.transpose(matrix)
+    linear = np.clip(linear, 0, 1)
+    return rgb2lab(np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)[None])[0]
+
+
+@pytest.mark.parametrize(("cones", "least"), [("none", 17.0), ("green", 9.5), ("red", 10.5)])
+def test_forty_types_keep_apart_with_every_common_vision(cones, least):
+    colours = type_colours([f"t{i:02d}" for i in range(40)])
+    lab = _seen_without(cones, np.array(list(colours.values()), dtype=float))
+    between = np.linalg.norm(lab[:, None] - lab[None], axis=-1)[np.triu_indices(40, 1)]
+    assert between.min() > least
+    np.testing.assert_allclose(colours["t00"], to_rgba(OKABE_ITO[0])[:3])
+    assert len(PALETTE) == 40
+    assert len(set(type_colours(range(100)).values())) == 100
 
 
 def test_a_type_has_one_colour_whatever_the_order_of_the_categories():
     assert type_colours(["Stroma", "B", "T"]) == type_colours(["T", "Stroma", "B"])
     assert list(type_colours(["Stroma", "B", "T"])) == ["Stroma", "B", "T"]
+    assert type_colours(["B", "T"], known=["Stroma"])["T"] == type_colours(["T", "Stroma", "B"])["T"]
+
+
+def test_a_type_that_one_table_lacks_moves_no_colour(evaluated, far):
+    table = evaluated["insilico"]
+    drawn = {}
+    for key in ("measured", "insilico"):
+        if key == "insilico":
+            evaluated.tables[key] = table[table.obs["cell_type"].astype(str) != "B"].copy()
+        legend = gp.pl.slide(evaluated, "cell_type", table_key=key).get_legend()
+        drawn[key] = {t.get_text(): h.get_color() for t, h in zip(legend.texts, legend.legend_handles, strict=True)}
+    assert "B" not in drawn["insilico"]
+    assert drawn["insilico"].items() <= drawn["measured"].items()
+
+
+def test_legends_follow_ordered_categories_and_else_the_alphabet():
+    from ghistpy.pl._style import groups, levels
+
+    stage = pd.Series(pd.Categorical(["II", "I", "X"], categories=["X", "I", "II"], ordered=True))
+    assert levels(stage) == groups(stage) == ["X", "I", "II"]
+    cluster = pd.Series(pd.Categorical(["10", "2"], categories=["10", "2", "3"]))
+    assert levels(cluster) == ["2", "10"]
+    assert groups(cluster) == ["10", "2"]
+    assert groups(pd.Series(["s10", "s9", None])) == ["s9", "s10"]

@@ -27,7 +27,9 @@ def test_nn_correlation_draws_the_largest_values(slide):
     drawn = {c.get_gid(): c.get_offsets()[:, 0] for c in ax.collections if c.get_gid()}
     np.testing.assert_allclose(drawn["nn_correlation"], expected)
     np.testing.assert_allclose(drawn["within"], table.var["within"][expected.index])
-    assert "1 genes without value" in ax.get_xlabel()
+    assert "1 gene without value" in ax.get_xlabel()
+    texts = [t.get_text() for t in ax.get_legend().get_texts()]
+    assert texts == ["nearest neighbour", "6 nearest neighbours, within type"]
     named = gp.pl.nn_correlation(table, genes=list(table.var_names[:2]))
     assert len(named.get_yticklabels()) == 2
 
@@ -50,9 +52,26 @@ def test_interaction_is_symmetric_and_marks_small_p(slide):
         == (small["cell_type"] != small["neighbor_type"]).sum() * 2
         + (small["cell_type"] == small["neighbor_type"]).sum()
     )
-    ax = gp.pl.interaction(slide, table_key="insilico", value="fraction")  # p withheld: no dot
-    assert not any("•" in t.get_text() for t in ax.texts)
+    assert not any("-" in t.get_text() for t in ax.texts)  # real minus signs
+
+
+def test_fractions_fill_one_triangle_and_sum_to_100(slide):
+    ax = gp.pl.interaction(slide, table_key="measured", value="fraction")
+    matrix = ax.images[0].get_array().filled(np.nan)
+    assert np.isnan(matrix[np.triu_indices(len(matrix), 1)]).all()
+    assert np.nansum(matrix) == pytest.approx(100)
+    assert ax.figure.axes[-1].get_ylabel() == "% of neighbour pairs"
     assert ax.images[0].get_clim()[0] == 0
+
+
+def test_interaction_of_predicted_types_has_no_p(slide):
+    frame = slide["insilico"].uns["interaction"]
+    frame["zscore"] = frame["pval"] = frame["pval_adj"] = np.nan
+    ax = gp.pl.interaction(slide, table_key="insilico")
+    assert not any("•" in t.get_text() for t in ax.texts)
+    assert ax.get_title(loc="left") == "predicted types: no p-values"
+    with pytest.raises(ValueError, match="no 'zscore' is stored .withheld for types that were predicted"):
+        gp.pl.interaction(slide, table_key="insilico", value="zscore")
 
 
 def test_ripley_draws_curves_and_envelope(slide):
@@ -64,9 +83,32 @@ def test_ripley_draws_curves_and_envelope(slide):
     for name in names:
         part = frame[(frame["cell_type"] == names[0]) & (frame["neighbor_type"] == name)]
         np.testing.assert_allclose(lines[name], part["l_minus_r"])
-    assert sum(c.get_gid() == "envelope" for c in ax.collections) == len(names)
+    bands = [c for c in ax.collections if c.get_gid() == "envelope"]
+    assert len(bands) == 1  # around the bands of all curves
+    here = frame[frame["cell_type"] == names[0]]
+    drawn = bands[0].get_datalim(ax.transData)
+    assert drawn.y0 == pytest.approx((here["low"] - here["radius"]).min())
+    assert drawn.y1 == pytest.approx((here["high"] - here["radius"]).max())
+    for name in names:  # solid where outside the own band
+        part = here[here["neighbor_type"] == name]
+        out = ((part["l"] < part["low"]) | (part["l"] > part["high"])).to_numpy()
+        solid = next(line for line in ax.lines if line.get_gid() == f"outside:{name}").get_ydata()
+        np.testing.assert_allclose(solid[out], part["l_minus_r"][out])
+        assert out.any() or np.isnan(solid).all()
+    legend = [t.get_text() for t in ax.get_legend().get_texts()]
+    assert legend[len(names)].startswith("shuffled types: around")
     one = gp.pl.ripley(slide, names[0], neighbor_types=names[1], table_key="measured")
     assert sum(line.get_gid() in names for line in one.lines) == 1
+
+
+def test_ripley_without_band(slide):
+    table = slide["insilico"]
+    table.uns["ripley_l"]["low"] = table.uns["ripley_l"]["high"] = np.nan
+    names = sorted(set(table.uns["ripley_l"]["cell_type"]))
+    ax = gp.pl.ripley(slide, names[0], table_key="insilico")
+    assert not any(c.get_gid() == "envelope" for c in ax.collections)
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == names
+    assert {line.get_linestyle() for line in ax.lines if line.get_gid() in names} == {"-"}
 
 
 def test_composition_by_region_is_stacked_to_one(slide):
@@ -94,6 +136,31 @@ def test_embedding_draws_sampled_cells_only(slide):
     ax = gp.pl.embedding(table, gene)
     expected = np.log1p(table.X[100:, 0].toarray().ravel())
     np.testing.assert_allclose(np.sort(ax.collections[0].get_array()), np.sort(expected), rtol=1e-6)
+    legend = [t.get_text() for t in gp.pl.embedding(slide, table_key="measured").get_legend().get_texts()]
+    assert legend == sorted(table.obs["cell_type"].cat.categories)
+
+
+def test_forty_types_have_room_and_colours_of_their_own(slide):
+    table = slide["measured"]
+    names = np.array([f"type {i:02d}" for i in range(40)])
+    table.obs["cell_type"] = names[np.arange(table.n_obs) % 40]
+    table.obsm["X_umap"] = table.obsm["spatial"]
+    gp.tl.composition(table, groupby="niche")
+    gp.tl.cell_type_interaction(table, radius=40, key_added="many")
+    for ax in (gp.pl.embedding(table), gp.pl.composition(table, key="composition")):
+        ax.figure.canvas.draw()
+        legend = ax.get_legend()
+        assert len(legend.get_texts()) == 40
+        box, page = legend.get_window_extent(), ax.figure.bbox
+        assert ax.get_window_extent().x1 < box.x0 < box.x1 <= page.x1
+        assert 0 <= box.y0
+        assert ax.get_window_extent().width > 300
+        handles = legend.legend_handles
+        colours = [h.get_color() if hasattr(h, "get_color") else h.get_facecolor() for h in handles]
+        assert len({tuple(c) for c in colours}) == 40
+    ax = gp.pl.interaction(table, key="many")
+    assert max(ax.figure.get_size_inches()) < 13
+    assert not any(t.get_text() for t in ax.texts)  # no room for numbers
 
 
 def test_marker_maps_share_scales_between_tables(slide):
@@ -105,6 +172,12 @@ def test_marker_maps_share_scales_between_tables(slide):
     limits = [[ax.collections[0].get_clim() for ax in row[2:]] for row in axes]
     assert limits[0] == limits[1]
     assert limits[0][0] != limits[0][1]
+    assert axes[1, 0] is axes[0, 0]  # one image for both rows
+    bars = [ax for ax in axes[0, 1].figure.axes if ax.get_label() == "<colorbar>"]
+    assert [bar.get_xlabel() for bar in bars] == ["log1p(count)"] * 2  # one below each gene
+    axes[0, 1].figure.canvas.draw()
+    left = [ax.get_position().x0 for ax in axes[0, 1:]]
+    np.testing.assert_allclose(np.diff(left), np.diff(left)[0], rtol=0.02)
     values = axes[1, 2].collections[0].get_array()
     np.testing.assert_allclose(np.sort(values), np.sort(np.asarray(slide["insilico"].X[:, 0])), rtol=1e-6)
     one = gp.pl.marker_maps(slide, genes, table_keys="measured", image_key=None, shared_scale=True)

@@ -1,5 +1,7 @@
 """Figures of patients: what is drawn equals what is stored."""
 
+from itertools import pairwise
+
 import anndata
 import matplotlib.pyplot as plt
 import numpy as np
@@ -65,10 +67,27 @@ def test_kaplan_meier_draws_the_stored_curves(analysed):
         assert [t.get_text() for t in _by_gid(ax, f"at_risk:{name}")] == [str(n) for n in stored]
     test = gp.get.kaplan_meier(analysed).iloc[0]
     assert f"χ² = {test['chi2']:.2f}" in ax.get_title(loc="left")
-    assert "(descriptive)" in ax.get_title(loc="left")
+    assert "descriptive p " in ax.get_title(loc="left")
+    assert "this p is no test" in ax.get_title(loc="left")
     assert f"permutation p = {test['pval_permutation']:.3f}" in ax.get_title(loc="left")
     assert "descriptive" not in gp.pl.kaplan_meier(analysed, key="by_arm").get_title(loc="left")
     assert not list(gp.pl.kaplan_meier(analysed, risk_table=False).texts)
+    assert ax.get_ylabel() == "survival (event: dead)"
+    assert gp.pl.kaplan_meier(analysed, endpoint="overall survival").get_ylabel() == "overall survival"
+    ax.figure.canvas.draw()
+    assert ax.get_legend().get_window_extent().x0 > ax.get_window_extent().x1  # on no curve
+
+
+def test_kaplan_meier_of_many_groups(analysed):
+    analysed.obs["centre"] = [f"c{i % 11}" for i in range(analysed.n_obs)]
+    analysed.obs["follow_up"] = analysed.obs["months"]
+    gp.tl.kaplan_meier(analysed, time_key="follow_up", event_key="dead", groupby="centre")
+    ax = gp.pl.kaplan_meier(analysed)
+    lines = [line for line in ax.lines if str(line.get_gid()).startswith("curve:")]
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 11
+    assert not any(str(c.get_gid()).startswith("band:") for c in ax.collections)
+    assert ax.get_xlabel() == "time (unit not stated)"
+    assert any(str(c.get_gid()).startswith("band:") for c in gp.pl.kaplan_meier(analysed, band=True).collections)
 
 
 def test_c_index_boxes_and_intervals(analysed):
@@ -83,6 +102,10 @@ def test_c_index_boxes_and_intervals(analysed):
         "model", "clinical", "clinical + model", "random features",
     ]  # fmt: skip
     assert _by_gid(ax, "chance")[0].get_ydata()[0] == 0.5
+    table = gp.get.survival(analysed, part="permutation").set_index("statistic")
+    assert f"permutation p of the model = {table.loc['c_index', 'pval']:.3f}" in ax.get_title(loc="left")
+    legend = [t.get_text().replace("\n", " ") for t in ax.get_legend().get_texts()]
+    assert legend == ["repeats of the split", "mean, 95 % of a bootstrap of patients", "chance"]
 
 
 def test_risk_features_are_the_frequencies(analysed):
@@ -102,10 +125,42 @@ def test_outcome_accuracy(analysed):
     assert "circular" in gp.pl.outcome_accuracy(analysed).get_title(loc="left")
 
 
+def test_outcome_accuracy_with_long_names(analysed):
+    names = ["Invasive ductal carcinoma", "Invasive lobular carcinoma", "Medullary carcinoma", "Mucinous carcinoma"]
+    analysed.obs["histology"] = np.array(names)[np.arange(analysed.n_obs) % 4]
+    gp.tl.predict_outcome(analysed, outcome="histology", n_repeats=1, n_bootstraps=9, progress=False)
+    ax = gp.pl.outcome_accuracy(analysed)
+    ax.figure.canvas.draw()
+    page = ax.figure.bbox
+    title = ax._left_title.get_window_extent()
+    assert title.x1 <= page.x1
+    labels = [t.get_window_extent() for t in ax.get_xticklabels()]
+    assert all(a.x1 < b.x0 for a, b in pairwise(labels))
+
+
+def test_state_heatmap_of_many_groups_in_their_order_missing_last(analysed):
+    centre = pd.Series([f"c{i % 11}" for i in range(analysed.n_obs)], index=analysed.obs_names, dtype=object)
+    centre[:5] = None
+    analysed.obs["centre"] = pd.Categorical(centre, categories=[f"c{i}" for i in reversed(range(11))])
+    ax = gp.pl.state_heatmap(analysed, groupby="centre", n=6)
+    names = [t.get_text() for t in ax.get_legend().get_texts()]
+    assert names == [*(f"c{i}" for i in reversed(range(11))), "not stated"]
+    strip = next(a for a in ax.child_axes if a.patches)
+    place = {c.get_label(): [p.get_x() for p in c] for c in strip.containers}
+    assert len(place["not stated"]) == 5
+    assert all(max(place[a]) < min(place[b]) for a, b in pairwise(names))
+    assert len({c.patches[0].get_facecolor() for c in strip.containers}) == 12
+    ax.figure.canvas.draw()
+    bar = next(a for a in ax.child_axes if not a.patches)
+    assert not bar.get_tightbbox().overlaps(ax.get_legend().get_window_extent())
+
+
 def test_state_heatmap_orders_patients_by_group(analysed):
     ax = gp.pl.state_heatmap(analysed, groupby="arm", n=6)
     results = gp.get.differential_state(analysed).sort_values("pval").head(6)
-    assert [t.get_text() for t in ax.get_yticklabels()] == (results["gene"] + "  " + results["cell_type"]).tolist()
+    assert [t.get_text() for t in ax.get_yticklabels()] == results["gene"].tolist()
+    types = [t.get_text() for t in ax.texts if t.get_gid() == "cell_type"]
+    assert types == results["cell_type"].tolist()
     drawn = np.asarray(ax.images[0].get_array())
     column = analysed.X[:, analysed.var["gene"].tolist().index(results["gene"].iloc[0])]
     z = (column - column.mean()) / column.std()
@@ -130,31 +185,68 @@ def test_volcano_counts_and_names(analysed):
         gp.pl.volcano(analysed, effect="beta")
 
 
-def test_volcano_of_any_frame_reads_log_p():
-    frame = pd.DataFrame(
-        {"x": ["A", "B"], "beta": [1.0, -1], "p": [0.0, 0.5], "q": [0.0, 0.5], "log_p": [-2000.0, -0.7]}
-    )
+@pytest.mark.parametrize(("column", "value"), [("log_p", -2000.0), ("log10_p", -2000 / np.log(10))])
+def test_volcano_of_any_frame_reads_log_p(column, value):
+    frame = pd.DataFrame({"x": ["A", "B"], "beta": [1.0, -1], "p": [0.0, 0.5], "q": [0.0, 0.5]})
+    frame[column] = [value, -0.7]
     ax = gp.pl.volcano(frame, effect="beta", pval="p", pval_adj="q", name="x")
     assert _by_gid(ax, "up")[0].get_offsets()[0, 1] == pytest.approx(2000 / np.log(10))
+    ax = gp.pl.volcano(frame.drop(columns=column), effect="beta", pval="p", pval_adj="q", name="x")
+    assert _by_gid(ax, "up_clipped")[0].get_offsets().tolist() == [[1.0, 300.0]]
+    assert "1 ▲: p < 10⁻³⁰⁰" in ax.get_title(loc="left")
 
 
-def test_labels_do_not_collide():
+def test_names_in_a_volcano_cover_nothing(analysed, clear_names):
+    ax = gp.pl.volcano(analysed, max_pval_adj=1.0)
+    assert clear_names(ax) > 20  # gene and type of more than ten
+
+
+def test_volcano_says_what_it_shows(analysed):
+    ax = gp.pl.volcano(analysed)
+    assert ax.get_xlabel() == "difference of log1p values (base e)\nb − a"
+    assert "values are predictions" in ax.get_title(loc="left")
+    analysed.obs["arm3"] = np.array(["a", "b", "c"])[np.arange(analysed.n_obs) % 3]
+    gp.tl.differential_state(analysed, groupby="arm3")
+    with pytest.raises(ValueError, match=r"contrast=None: the result holds \['b - a', 'c - a'\]"):
+        gp.pl.volcano(analysed)
+    ax = gp.pl.volcano(analysed, contrast="c - a")
+    assert sum(len(c.get_offsets()) for c in ax.collections) == 40
+    assert ax.get_xlabel().endswith("c − a")
+    with pytest.raises(ValueError, match="contrast='x' is not in the result"):
+        gp.pl.volcano(analysed, contrast="x")
+
+
+def test_labels_collide_neither_with_each_other_nor_with_points(clear_names):
     rng = np.random.default_rng(0)
-    fig, ax = plt.subplots(figsize=(4, 3))
+    _, ax = plt.subplots(figsize=(5, 4))
     x, y = rng.normal(0, 0.1, 60), rng.normal(0, 0.1, 60)  # a dense clump
     ax.set_xlim(-1, 1)
     ax.set_ylim(-1, 1)
-    drawn = place_labels(ax, x, y, [f"GENE{i}" for i in range(60)])
-    assert 15 < len(drawn) <= 60
-    renderer = fig.canvas.get_renderer()
-    boxes = [t.get_window_extent(renderer) for t in drawn]
-    frame = ax.get_window_extent(renderer)
-    points = ax.transData.transform(np.column_stack([x, y]))
-    for i, a in enumerate(boxes):
-        assert not any(a.overlaps(b) for b in boxes[i + 1 :])
-        assert a.x0 >= frame.x0
-        assert a.x1 <= frame.x1
-        assert not ((points > [a.x0, a.y0]) & (points < [a.x1, a.y1])).all(1).any()
+    ax.scatter(x, y, s=9)
+    ax.scatter(*rng.uniform(-1, 1, (2, 400)), s=5, color="grey")  # without names
+    ax.axvline(0.3)
+    drawn = place_labels(ax, x, y, [f"GENE{i}" for i in range(60)], notes=["T"] * 60, italic=True)
+    assert 5 < len(drawn) < 60
+    assert clear_names(ax) == 2 * len(drawn)
+
+
+def test_labels_collide_with_no_bar(clear_names):
+    heights = np.random.default_rng(1).gamma(2, 1, 60)
+    _, ax = plt.subplots(figsize=(8, 3))
+    ax.bar(np.arange(60), heights, 1.0)
+    ax.set_ylim(0, heights.max() * 1.4)
+    best = np.argsort(-heights)[:12]
+    drawn = place_labels(ax, best.astype(float), heights[best], [f"GENE{i}" for i in best])
+    assert len(drawn) > 6
+    assert clear_names(ax) == len(drawn)
+
+
+def test_labels_of_points_out_of_view_are_left_out():
+    _, ax = plt.subplots()
+    ax.set_xlim(0, 1)
+    ax.set_ylim(0, 1)
+    assert [t.get_text() for t in place_labels(ax, np.array([0.5, 3.0]), np.array([0.5, 0.5]), ["in", "out"])] == ["in"]
+    assert place_labels(ax, np.array([]), np.array([]), []) == []
 
 
 def test_nothing_stored(analysed):

@@ -60,6 +60,29 @@ def marks_of(sdata: SpatialData, table: AnnData, where: str) -> Marks:
     return Marks(np.arange(len(xy)), xy, diameter)
 
 
+def table_marks(sdata: SpatialData | None, table: AnnData) -> Marks:
+    """Circles of the rows; without a slide or areas, of the size that fits between neighbours."""
+    if sdata is not None or _keys.AREA_UM2 in table.obs:
+        return marks_of(sdata, table, "the table") if sdata is not None else _of_area(table)
+    from ghistpy.geometry import local_density
+
+    xy = _xy(table)
+    density = local_density(xy) if len(xy) > 6 else float("nan")
+    size = 0.9 * float(np.sqrt(1e6 / density)) if np.isfinite(density) else 8.0
+    return Marks(np.arange(len(xy)), xy, np.full(len(xy), size))
+
+
+def _of_area(table: AnnData) -> Marks:
+    xy = _xy(table)
+    return Marks(np.arange(len(xy)), xy, 2 * np.sqrt(table.obs[_keys.AREA_UM2].to_numpy(dtype=np.float64) / np.pi))
+
+
+def _xy(table: AnnData) -> np.ndarray:
+    if _keys.SPATIAL not in table.obsm:
+        raise ValueError(f"the table has no obsm[{_keys.SPATIAL!r}] (x, y in µm; available: {list(table.obsm)})")
+    return np.asarray(table.obsm[_keys.SPATIAL], dtype=np.float64)
+
+
 def _spot_marks(sdata: SpatialData, table: AnnData, region: str) -> Marks:
     import pandas as pd
 

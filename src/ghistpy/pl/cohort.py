@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ghistpy.pl._style import despine, get_axes, outside_legend, type_colours
+from ghistpy.pl._style import despine, get_axes, groups, outside_legend, type_colours
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
 
 _GAP = 3.0  # share of the axis between two groups, in bars
+_NOT_STATED = "not stated"
 _NAMES = 40  # patients up to which they are named
 
 
@@ -32,7 +33,8 @@ def cohort_composition(
     kind
         Kind of the features that hold the shares of the types.
     groupby
-        Column of ``obs``: patients are ordered within its groups.
+        Column of ``obs``: patients are ordered within its groups, which follow its categories; those without a
+        value stand last.
     ax
         Axes to draw into.
 
@@ -53,17 +55,17 @@ def cohort_composition(
     if not len(columns):
         there = sorted(set(adata.var["kind"])) if "kind" in adata.var else []
         raise ValueError(f"kind={kind!r}: adata has no such features (kinds: {there}); run tl.cohort_features")
-    shares = np.asarray(adata.X[:, columns], dtype=float)
+    shares = adata.X[:, columns]
+    shares = np.asarray(shares.toarray() if hasattr(shares, "toarray") else shares, dtype=float)
     if not np.isfinite(shares).all():
         raise ValueError(
             f"kind={kind!r}: shares of {int((~np.isfinite(shares)).any(axis=1).sum())} patients are missing"
         )
     types = adata.var["cell_type"].to_numpy(dtype=str)[columns]
-    groups = _groups(adata, groupby)
-    x, order, middle = _places(shares, groups)
+    x, order, middle = _places(shares, _groups(adata, groupby))
     by_size = np.argsort(-shares.mean(axis=0), kind="stable")
     colours = type_colours(types)
-    ax = get_axes(ax, (1.8 + min(0.11 * len(x) + 2, 11), 3.2))
+    ax = get_axes(ax, (0.8 + min(0.11 * len(x) + 2, 10), 3.2), types)
     bottom = np.zeros(len(order))
     for j in by_size:
         ax.bar(x, shares[order, j], 1.0, bottom=bottom, color=colours[types[j]], linewidth=0, gid=types[j])
@@ -79,14 +81,16 @@ def _groups(adata: AnnData, groupby: str | None) -> dict[str, np.ndarray]:
         return {"": np.arange(adata.n_obs)}
     if groupby not in adata.obs:
         raise ValueError(f"groupby={groupby!r} is not in adata.obs; columns there are {list(adata.obs)}")
-    labels = adata.obs[groupby].astype(object).where(adata.obs[groupby].notna(), "missing").astype(str).to_numpy()
-    return {label: np.flatnonzero(labels == label) for label in sorted(set(labels))}
+    column = adata.obs[groupby]
+    labels = column.astype(object).where(column.notna(), _NOT_STATED).astype(str).to_numpy()
+    names = [*groups(column), *([_NOT_STATED] if column.isna().any() else [])]
+    return {name: np.flatnonzero(labels == name) for name in names}
 
 
-def _places(shares: np.ndarray, groups: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
+def _places(shares: np.ndarray, members: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
     """Place of every bar, the patient behind it, and the middle of every group."""
     x, order, middle, at = [], [], {}, 0.0
-    for label, rows in groups.items():
+    for label, rows in members.items():
         rows = rows[_leaf_order(shares[rows])]
         here = at + np.arange(len(rows))
         x.append(here), order.append(rows)

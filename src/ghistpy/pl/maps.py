@@ -25,7 +25,19 @@ from ghistpy.pl._draw import (
     shapes_in,
 )
 from ghistpy.pl._image import Extent, Picture
-from ghistpy.pl._style import EXPRESSION_CMAP, INK, MUTED, get_axes, outside_legend, type_colours
+from ghistpy.pl._style import (
+    EXPRESSION_CMAP,
+    INK,
+    MUTED,
+    dots,
+    get_map_axes,
+    is_number,
+    known_types,
+    levels,
+    outside_legend,
+    type_colours,
+)
+from ghistpy.pl._values import colour_bar, column, expression, scale_of, upper_limit
 from ghistpy.pl.accuracy import stored_pearson
 
 if TYPE_CHECKING:
@@ -33,7 +45,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from spatialdata import SpatialData
 
-_TOP = 99.0  # percentile of the shown values at which the colour scale ends
 _PER = 1e4
 
 
@@ -56,7 +67,7 @@ def slide(
     sdata
         The slide.
     color
-        A gene (as stored in ``X``), a categorical column such as ``"cell_type"``, a numeric column, or
+        A gene (counts as log1p(count)), a categorical column such as ``"cell_type"``, a numeric column, or
         None for the tissue and outlines of nuclei.
     table_key
         Table whose rows are drawn: nuclei with their segmented shape in a near view, as circles of their
@@ -70,7 +81,7 @@ def slide(
     cmap
         Colour map of numbers.
     vmax
-        Upper end of the colour scale; None = the 99th percentile of what is shown.
+        Upper end of the colour scale, on the scale that is drawn; None = the 99th percentile of what is shown.
     ax
         Axes to draw into.
 
@@ -95,28 +106,31 @@ def slide(
     from ghistpy.io import get_element
 
     table = get_element(sdata, "tables", table_key, "table_key")
-    ax = get_axes(ax, (6.4, 5.2))
     everything = marks_of(sdata, table, f"table_key={table_key!r}")
     picture, extent = frame_of(sdata, image_key, window_um, everything)
+    typed = color is not None and color in table.obs and not is_number(table, color)
+    ax = get_map_axes(ax, extent, [color, *levels(table.obs[color])] if typed else ())
     draw_background(ax, picture, extent, fade=fade if color is not None else 0.0)
-    view = _View(ax, extent, inside(everything, extent), shapes_in(sdata, table, image_key, extent), table.n_obs)
+    view = View(ax, extent, inside(everything, extent), shapes_in(sdata, table, image_key, extent), table.n_obs)
     if color is None:
         view.outlines()
-    elif color in table.obs and not _is_number(table, color):
-        _draw_types(view, table, color)
+    elif typed:
+        _draw_types(view, sdata, table, color)
     else:
-        values, label = _numbers(table, color, table_key)
+        values, label = numbers_of(table, color, f"table_key={table_key!r}")
+        if color in table.var_names:
+            ax.set_title(color, fontsize=9, color=INK, fontstyle="italic")
         shown = values[view.marks.rows]
         lowest = 0.0 if shown.size == 0 or shown.min() >= 0 else float(shown.min())
-        norm = Normalize(lowest, _limit(shown, vmax))
+        norm = Normalize(lowest, upper_limit(shown, vmax))
         view.values(values, norm, cmap)
-        _shared_bar([ax], norm, cmap, label)
+        colour_bar([ax], norm, cmap, label)
     finish_map(ax, extent)
     return ax
 
 
 @dataclass(frozen=True)
-class _View:
+class View:
     """One map: axes, window, what lies in it and, from near, the shapes of the nuclei."""
 
     ax: Axes
@@ -142,68 +156,37 @@ class _View:
             draw_circles(self.ax, self.marks, self.extent, facecolors=rgba[self.marks.rows])
 
     def outlines(self) -> None:
+        """Outlines only."""
         if self.shapes is not None:
             self.shapes.outlines(self.ax, np.array(to_rgba(INK)))
         else:
             draw_circles(self.ax, self.marks, self.extent, facecolors="none", edgecolors=INK, linewidths=0.5)
 
 
-def _numbers(table: AnnData, color: str, table_key: str) -> tuple[np.ndarray, str]:
+def numbers_of(table: AnnData, color: str, where: str) -> tuple[np.ndarray, str]:
     """Values (n,) of a gene or a numeric column, and the label of their colour bar."""
     if color in table.var_names:
-        return _column(table, color), f"{color}, {table.uns.get(_keys.UNS, {}).get('units', 'X')}"
+        return expression(table, color)
     if color in table.obs:
         return table.obs[color].to_numpy(dtype=np.float64), color
     near = [g for g in table.var_names if g.lower() == color.lower()]
     raise ValueError(
-        f"color={color!r} is neither a gene of table_key={table_key!r} nor one of its columns "
+        f"color={color!r} is neither a gene of {where} nor one of its columns "
         f"{list(table.obs.columns)}" + (f"; did you mean {near[0]!r}?" if near else "")
     )
 
 
-def _is_number(table: AnnData, column: str) -> bool:
-    from pandas.api.types import is_bool_dtype, is_numeric_dtype
-
-    return is_numeric_dtype(table.obs[column]) and not is_bool_dtype(table.obs[column])
-
-
-def _column(table: AnnData, gene: str) -> np.ndarray:
-    """One gene as float64 (n,)."""
-    column = table.X[:, table.var_names.get_loc(gene)]
-    column = column.compute() if hasattr(column, "compute") else column
-    column = column.toarray() if hasattr(column, "toarray") else column
-    return np.asarray(column, dtype=np.float64).ravel()
-
-
-def _limit(values: np.ndarray, vmax: float | None) -> float:
-    """Upper end of a colour scale: a few extreme nuclei would leave the others in one colour."""
-    if vmax is not None:
-        return vmax
-    shown = values[np.isfinite(values)]
-    top = float(np.percentile(shown, _TOP)) if shown.size else 1.0
-    top = top if top > 0 else float(shown.max(initial=0.0))
-    return top if top > 0 else 1.0
-
-
-def _range(values: np.ndarray) -> Normalize:
-    """From the 1st to the 99th percentile, so that a gene that is high everywhere shows its pattern."""
-    top = _limit(values, None)
-    low = float(np.percentile(values, 100 - _TOP)) if values.size else 0.0
-    return Normalize(low if low < top else 0.0, top)
-
-
-def _draw_types(view: _View, table: AnnData, column: str) -> None:
+def _draw_types(view: View, sdata: SpatialData, table: AnnData, name: str) -> None:
     import pandas as pd
 
-    labels = pd.Categorical(table.obs[column])
-    colours = type_colours(labels.categories)
+    labels = pd.Categorical(table.obs[name])
+    colours = type_colours(labels.categories, known_types(sdata, name))
     rgba = np.array([*(to_rgba(c) for c in colours.values()), to_rgba("white")])  # a missing type is white
     view.colours(rgba[labels.codes])
-    style = {"marker": "o", "ls": "", "ms": 6}
-    handles = [Line2D([], [], color=c, mec="none", label=n, **style) for n, c in colours.items()]
+    handles = dots({level: colours[level] for level in levels(table.obs[name])})
     if (labels.codes[view.marks.rows] < 0).any():
-        handles.append(Line2D([], [], mfc="white", mec=MUTED, label="unknown", **style))
-    outside_legend(view.ax, handles, title=column)
+        handles.append(Line2D([], [], mfc="white", mec=MUTED, label="unknown", marker="o", ls="", ms=6))
+    outside_legend(view.ax, handles, title=name)
 
 
 @dataclass(frozen=True)
@@ -219,7 +202,7 @@ class _Panel:
 
     def values(self, gene: str) -> np.ndarray:
         """The gene on the scale of the panel, one value per row of the table."""
-        x = _column(self.table, gene)
+        x = column(self.table, gene)
         count = np.expm1(x) if self.predicted else x
         if self.depth is None:
             return np.log1p(count)
@@ -346,11 +329,11 @@ def _compare_row(
     picture, extent, shapes, fade = background
     values = [p.values(gene) for p in panels]
     # the first panel of a scale, the measured one, sets it
-    norms = {p.scale: _range(v[p.marks.rows]) for p, v in reversed(list(zip(panels, values, strict=True)))}
+    norms = {p.scale: scale_of(v[p.marks.rows]) for p, v in reversed(list(zip(panels, values, strict=True)))}
     for i, (ax, panel, value) in enumerate(zip(row, panels, values, strict=True)):
         draw_background(ax, picture, extent, fade=fade)
         norm = norms[panel.scale]
-        _View(ax, extent, inside(panel.marks, extent), shapes[i], panel.table.n_obs).values(value, norm, cmap)
+        View(ax, extent, inside(panel.marks, extent), shapes[i], panel.table.n_obs).values(value, norm, cmap)
         r = scores.get(panel.title, {}).get(gene)
         if r is not None and np.isfinite(r):
             _tag(ax, f"r = {r:.2f}")
@@ -359,9 +342,7 @@ def _compare_row(
             finish_map(ax, extent)
         # one bar for neighbours that share a scale
         if i + 1 == len(panels) or panels[i + 1].scale != panel.scale:
-            _shared_bar(
-                [a for a, p in zip(row, panels, strict=True) if p.scale == panel.scale], norm, cmap, panel.scale
-            )
+            colour_bar([a for a, p in zip(row, panels, strict=True) if p.scale == panel.scale], norm, cmap, panel.scale)
 
 
 def _tag(ax: Axes, text: str) -> None:
@@ -377,14 +358,3 @@ def _tag(ax: Axes, text: str) -> None:
         zorder=10,
         bbox={"boxstyle": "round,pad=0.25", "fc": "white", "ec": "none", "alpha": 0.85},
     )
-
-
-def _shared_bar(axes: Sequence[Axes], norm: Normalize, cmap: str, label: str) -> None:
-    mappable = plt.cm.ScalarMappable(norm, cmap)
-    extend = "both" if norm.vmin > 0 else "max"
-    bar = axes[0].figure.colorbar(
-        mappable, ax=list(axes), fraction=0.045 / len(axes), pad=0.01, shrink=0.8, extend=extend
-    )
-    bar.set_label(label, fontsize=7)
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(labelsize=6.5, length=2)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ghistpy import _keys
-from ghistpy.pl._style import INK, MUTED, despine, get_axes, outside_legend, type_colours
+from ghistpy.pl._style import INK, MUTED, despine, get_axes, known_types, outside_legend, type_colours
+from ghistpy.pl.neighbours import notes_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,7 +51,8 @@ def composition(
 
     table = getattr(adata_or_sdata, "tables", {}).get(table_key, adata_or_sdata)
     if key + _keys.NOTES in getattr(table, "uns", {}):
-        return _stacked(table.uns[key], ax)
+        known = known_types(adata_or_sdata, notes_of(table, key).get("cell_type_key", _keys.CELL_TYPE))
+        return _stacked(table.uns[key], known, ax)
     frame = evaluation(adata_or_sdata, table_key=table_key, key=key)
     rows = frame[
         (frame["level"] == "cell_type") & frame["metric"].isin(["proportion_measured", "proportion_predicted"])
@@ -58,7 +60,7 @@ def composition(
     if rows.empty:
         raise ValueError(f"key={key!r} holds no cell types: {frame.attrs['notes'].get('cell_types', 'not compared')}")
     table = rows.astype({"name": str, "metric": str}).pivot(index="name", columns="metric", values="value")
-    colours = type_colours(table.index)
+    colours = type_colours(table.index, known_types(adata_or_sdata, _keys.CELL_TYPE))
     table = table.sort_values("proportion_measured", kind="stable")
     ax = get_axes(ax, (4.2, 0.9 + 0.42 * len(table)))
     y, fill = np.arange(len(table)), [colours[n] for n in table.index]
@@ -79,13 +81,13 @@ def composition(
     return ax
 
 
-def _stacked(frame: pd.DataFrame, ax: Axes | None) -> Axes:
+def _stacked(frame: pd.DataFrame, known: set[str], ax: Axes | None) -> Axes:
     shares = frame.pivot(index="region", columns="cell_type", values="proportion")
     shares = shares.loc[frame["region"].drop_duplicates()]  # "all" first
     n = frame.groupby("region")["n"].sum()
-    ax = get_axes(ax, (5.0, 0.9 + 0.34 * len(shares)))
+    ax = get_axes(ax, (3.8, 0.9 + 0.34 * len(shares)), shares.columns)
     left = np.zeros(len(shares))
-    for name, colour in type_colours(shares.columns).items():
+    for name, colour in type_colours(shares.columns, known).items():
         width = shares[name].fillna(0).to_numpy()
         ax.barh(np.arange(len(shares)), width, 0.72, left=left, color=colour, edgecolor="white", lw=0.5, label=name)
         left = left + width
