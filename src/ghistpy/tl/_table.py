@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ __all__ = [
     "expression",
     "gene_columns",
     "neighbours",
+    "progress_bar",
     "region_names",
     "regions",
     "require_counts",
@@ -190,6 +192,17 @@ def cell_types(table: Table, key: str = _keys.CELL_TYPE) -> tuple[np.ndarray, li
         raise ValueError(f"cell_type_key={key!r} is not a column of {table.label} (available: {list(table.adata.obs)})")
     column = pd.Categorical(table.adata.obs[key]).remove_unused_categories()
     return np.asarray(column.codes, dtype=np.int64), [str(c) for c in column.categories]
+
+
+def progress_bar(show: bool, what: str) -> Callable | None:
+    """What wraps an iteration to show how far it is, None when nothing is to be shown."""
+    if not show:
+        return None
+    from functools import partial
+
+    from tqdm.auto import tqdm
+
+    return partial(tqdm, desc=what, leave=False)
 
 
 @dataclass(frozen=True)
