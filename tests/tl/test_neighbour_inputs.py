@@ -136,19 +136,22 @@ class TestGraphs:
         (lambda t: gp.tl.neighborhood_correlation(t, genes=[]), "the list is empty"),
         (lambda t: gp.tl.neighborhood_correlation(t, graph=np.eye(300), min_distance=9), "leave out min_distance"),
         (lambda t: gp.tl.local_moran(t, []), "the list is empty"),
-        (lambda t: gp.tl.local_moran(t, ["G0", "G0"]), "names repeat"),
+        (lambda t: gp.tl.local_moran(t, ["G0", "G0"]), "\\['G0'\\] are named more than once"),
         (lambda t: gp.tl.local_moran(t, "G0", key_added="a/b"), "key_added='a/b'"),
         (lambda t: gp.tl.local_moran(t, "G0", n_perms="9"), "n_perms='9'"),
         (lambda t: gp.tl.cell_type_interaction(t, n_perms=None), "n_perms=None"),
         (lambda t: gp.tl.cell_type_interaction(t, n_perms=np.nan), "n_perms=nan"),
         (lambda t: gp.tl.ripley_l(t, n_perms=2.5), "n_perms=2.5"),
+        (lambda t: gp.tl.ripley_l(t, cell_type_key="none"), "no cell of adata has a type"),
         (lambda t: gp.tl.ripley_l(t, window=5), "expected \\(x0, y0, x1, y1\\)"),
         (lambda t: gp.tl.embed(t, n_neighbors=1), "n_neighbors=1"),
     ],
 )
 def test_bad_input(call, message):
+    table = make()
+    table.obs["none"] = np.nan
     with pytest.raises(ValueError, match=message):
-        call(make())
+        call(table)
 
 
 def test_cells_at_one_place_are_named():

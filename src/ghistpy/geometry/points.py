@@ -19,7 +19,8 @@ def check_coordinates(coordinates: np.ndarray, argument: str = "coordinates") ->
     """
     xy = np.asarray(coordinates, dtype=np.float64)
     if xy.ndim != 2 or xy.shape[1] != 2:
-        raise ValueError(f"{argument}: expected (n, 2) x and y in µm, got shape {xy.shape}")
+        more = "; keep the two columns that hold x and y" if xy.ndim == 2 and xy.shape[1] > 2 else ""
+        raise ValueError(f"{argument}: expected (n, 2) x and y in µm, got shape {xy.shape}{more}")
     bad = int((~np.isfinite(xy)).any(axis=1).sum())
     if bad:
         raise ValueError(f"{argument}: {bad} of {len(xy)} rows are NaN or infinite; remove those rows first")

@@ -32,7 +32,8 @@ def gene_columns(table: Table, genes: Sequence[str] | None) -> np.ndarray:
             f"genes: {len(unknown)} are not in {table.label}: {unknown[:5]} (it has {names[:3].tolist()} ...)"
         )
     if len(np.unique(position)) < len(position):
-        raise ValueError("genes: names repeat")
+        repeated = sorted({g for g in genes if genes.count(g) > 1})
+        raise ValueError(f"genes: {repeated[:5]} are named more than once; name each gene once")
     return position
 
 

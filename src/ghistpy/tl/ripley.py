@@ -135,6 +135,8 @@ def ripley_l(
     _check(table, grid, n_perms)
     radii = fixed_radii(max_radius, step)
     codes, names = cell_types(table, cell_type_key)
+    if not names:
+        raise ValueError(f"cell_type_key={cell_type_key!r}: no cell of {table.label} has a type")
     xy = coordinates(table)
     area, inside, source = _window(adata_or_sdata, xy, window)
     codes, xy = codes[inside], xy[inside]
