@@ -17,7 +17,7 @@ _FLAT = 1e-10  # share of the raw second moment below which a variance is roundi
 _CONSTANT = 1e-9  # SD below this share of the mean: constant up to rounding
 _CLOSE, _ROUNDING = 1e-6, 1e-15  # shares of the raw second moment between which a variance has lost digits
 _ROWS_AT_ONCE = 500
-_BLOCK_VALUES = 6_000_000  # 48 MB in float64: rows of a block are long enough for the compiled loops
+_BLOCK_VALUES = 3_000_000  # 24 MB in float64: rows of a block are long enough for the compiled loops
 
 
 @dataclass(frozen=True)
