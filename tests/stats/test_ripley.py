@@ -202,3 +202,9 @@ def test_a_single_cell_of_a_type_has_no_l_within_it():
     assert np.isnan(out[0, 0]).all()
     assert np.isnan(out[2]).all()
     assert np.isfinite(out[0, 1]).all()
+
+
+def test_too_many_pairs_are_refused():
+    xy = np.random.default_rng(0).uniform(0, 100, (40_000, 2))
+    with pytest.raises(ValueError, match="max_radius=90 makes about 1.*e\\+09 pairs of 40000 cells"):
+        stats.ripley_pairs(xy, stats.Window.rectangle(0, 0, 100, 100), 90)

@@ -12,6 +12,7 @@ from ghistpy.stats.interaction import shuffled_codes, two_sided
 
 _PAIRS_AT_ONCE = 200_000
 _MOST_RADII = 10_000
+_MOST_PAIRS = 200_000_000  # with distance and weight: 6 GB
 MAX_WEIGHT = 100.0  # of one pair, as in spatstat: a circle may lie almost wholly outside
 
 
@@ -186,12 +187,25 @@ def ripley_pairs(
     edge_correction
         False: all weights 1.
 
+    Raises
+    ------
+    ValueError
+        More than 200 million pairs, judged from a thousand cells.
+
     References
     ----------
     Ripley, J R Stat Soc B 39:172 (1977), doi:10.1111/j.2517-6161.1977.tb01615.x.
     """
     xy = np.asarray(coordinates, dtype=np.float64)
-    pair = cKDTree(xy).query_pairs(max_radius, output_type="ndarray")
+    tree = cKDTree(xy)
+    probes = xy[:: max(1, len(xy) // 1000)]
+    expected = len(xy) * (tree.query_ball_point(probes, max_radius, return_length=True).mean() - 1) if len(xy) else 0
+    if expected > _MOST_PAIRS:
+        raise ValueError(
+            f"max_radius={max_radius!r} makes about {expected:.2g} pairs of {len(xy)} cells; is it in µm, as the "
+            "coordinates are? Take a smaller one"
+        )
+    pair = tree.query_pairs(max_radius, output_type="ndarray")
     source, target = np.concatenate([pair, pair[:, ::-1]]).T
     distance = np.hypot(*(xy[pair[:, 0]] - xy[pair[:, 1]]).T)
     distance = np.concatenate([distance, distance])
