@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy import sparse
@@ -91,10 +90,12 @@ def neighbor_correlation(
     degree = np.diff(weights.indptr)
     weights.data /= np.repeat(weights.sum(axis=1), degree)
     stratum, n_cells = _strata(strata, np.flatnonzero(degree), n)
-    moments = _sparse if sparse.issparse(values) and covariates is None else _dense
-    basis = None if covariates is None else _orthonormal(covariates, n)
-    values = sparse.csr_array(values) if moments is _sparse else values
-    return _from_moments(moments(values, weights, stratum, len(n_cells), basis), n_cells)
+    if sparse.issparse(values) and covariates is None:
+        moments = _sparse(sparse.csr_array(values), weights, stratum, n_cells)
+    else:
+        basis = None if covariates is None else _orthonormal(covariates, n)
+        moments = _dense(values, weights, stratum, n_cells, basis)
+    return _from_moments(moments, n_cells)
 
 
 def _strata(strata: np.ndarray | None, linked: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -108,33 +109,38 @@ def _strata(strata: np.ndarray | None, linked: np.ndarray, n: int) -> tuple[np.n
     return code, np.bincount(code[linked], minlength=n_strata)
 
 
-def _sparse(values: sparse.csr_array, weights: sparse.csr_array, stratum: np.ndarray, n_strata: int, _: None) -> Any:
+def _sparse(
+    values: sparse.csr_array, weights: sparse.csr_array, stratum: np.ndarray, n_cells: np.ndarray
+) -> np.ndarray:
     """Moments (T, 5, G) from the stored values; genes that vary little about a large mean are done again, dense."""
     from ghistpy.stats._neighbour_kernels import sparse_moments
 
-    out, graph = np.zeros((n_strata, 5, values.shape[1])), (weights.indptr, weights.indices, weights.data)
+    out, graph = np.zeros((len(n_cells), 5, values.shape[1])), (weights.indptr, weights.indices, weights.data)
     if values.dtype != np.float32:
         values = values.astype(np.float64, copy=False)
     if not values.has_canonical_format:
         values = values.copy()
         values.sum_duplicates()
     sparse_moments(values.indptr, values.indices, values.data, values.shape[1], *graph, stratum, out)
-    n_cells = np.bincount(stratum[np.diff(weights.indptr) > 0], minlength=n_strata)[:, None]
-    left = out[:, 2:4] - out[:, :2] ** 2 / np.maximum(n_cells, 1)[:, None]
+    left = out[:, 2:4] - out[:, :2] ** 2 / np.maximum(n_cells, 1)[:, None, None]
     risky = (left < _CLOSE * out[:, 2:4]) & (left > _ROUNDING * out[:, 2:4])
     again = np.flatnonzero(risky.any(axis=(0, 1)))
     if len(again):
-        out[:, :, again] = _dense(values[:, again], weights, stratum, n_strata, None)
+        out[:, :, again] = _dense(values[:, again], weights, stratum, n_cells)
     return out
 
 
 def _dense(
-    values: Matrix, weights: sparse.csr_array, stratum: np.ndarray, n_strata: int, basis: np.ndarray | None
+    values: Matrix,
+    weights: sparse.csr_array,
+    stratum: np.ndarray,
+    n_cells: np.ndarray,
+    basis: np.ndarray | None = None,
 ) -> np.ndarray:
     """Moments (T, 5, G) of values less their mean, without covariates; genes are widened block by block."""
     from ghistpy.stats._neighbour_kernels import dense_moments
 
-    n, n_genes = values.shape
+    (n, n_genes), n_strata = values.shape, len(n_cells)
     graph = (weights.indptr, weights.indices, weights.data)
     whole = basis is None and isinstance(values, np.ndarray) and values.flags.c_contiguous
     if whole and values.dtype in (np.float32, np.float64):  # rows as they lie in memory
