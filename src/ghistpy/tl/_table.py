@@ -251,9 +251,11 @@ def neighbours(
 
     Raises
     ------
+    TypeError
+        A graph that is neither a key, nor a matrix, nor an AnnData.
     ValueError
         Several of the three given, a graph of another table (by shape, by row names or by the length of
-        its edges), no coordinates.
+        its edges), distances in place of weights, edges between slides, no coordinates.
     """
     if sum(v is not None for v in (graph, n_neighbors, radius)) > 1:
         raise ValueError("give one of graph=, n_neighbors= and radius=")
