@@ -6,19 +6,11 @@ runs over the neighbours of the cell with the weights of its row.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
-from numba import njit
+
+from ghistpy.stats._kernels import _compiled
 
 _WIDTH = 512  # genes at once, so that the running sums stay in the nearest cache
-
-
-def _compiled(function: Callable) -> Callable:
-    try:
-        return njit(nogil=True, fastmath=True, cache=True)(function)
-    except RuntimeError:  # no folder for the cache can be written
-        return njit(nogil=True, fastmath=True)(function)
 
 
 @_compiled
