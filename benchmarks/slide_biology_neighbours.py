@@ -98,12 +98,15 @@ def tasks() -> dict:
         "interaction, 30 µm": (same, lambda t: gp.tl.cell_type_interaction(t, radius=30)),
         "interaction, given graph": (with_graph, gp.tl.cell_type_interaction),
         "squidpy interaction_matrix, given graph": (with_graph, squidpy("interaction_matrix")),
-        "interaction, 100 permutations": (with_graph, lambda t: gp.tl.cell_type_interaction(t, n_perms=100)),
+        "interaction, 100 permutations": (
+            with_graph, lambda t: gp.tl.cell_type_interaction(t, n_perms=100, progress=False)),
         "squidpy nhood_enrichment, 100 permutations": (
             with_graph, squidpy("nhood_enrichment", n_perms=100, show_progress_bar=False)),
         "Ripley L, 10 x 10 types, 50 µm": (same, gp.tl.ripley_l),
         "squidpy ripley L, 50 µm, within types, uncorrected": (same, squidpy_ripley),
-        "Ripley L, 20 permutations": (same, lambda t: gp.tl.ripley_l(t, n_perms=20, step=2)),
+        "Ripley L, 20 permutations": (same, lambda t: gp.tl.ripley_l(t, n_perms=20, step=2, progress=False)),
+        "local Moran, 1 gene, 199 permutations": (
+            same, lambda t: gp.tl.local_moran(t, t.var_names[0], n_perms=199, progress=False)),
     }  # fmt: skip
 
 

@@ -7,7 +7,8 @@ import pytest
 from scipy import sparse
 from scipy.spatial.distance import cdist
 
-from ghistpy.geometry.graph import check_graph, count_duplicates, knn_graph, local_density, radius_graph
+from ghistpy.geometry.graph import check_graph, knn_graph, radius_graph
+from ghistpy.geometry.points import count_duplicates, local_density, mean_within
 
 
 @pytest.fixture
@@ -74,6 +75,8 @@ def test_no_edge_leaves_its_group(points):
         (lambda p: knn_graph(np.where(p > 290, np.nan, p), 2), "rows are NaN or infinite"),
         (lambda p: radius_graph(p, 0), "positive distance"),
         (lambda p: radius_graph(p, np.inf), "positive distance"),
+        (lambda p: radius_graph(p, "30"), "radius='30': expected a positive distance"),
+        (lambda p: radius_graph(p, True), "positive distance"),
         (lambda p: knn_graph(p, 3, groups=np.zeros(3)), "one label per point"),
     ],
 )
@@ -86,6 +89,16 @@ def test_a_radius_of_too_many_edges_is_refused():
     points = np.random.default_rng(0).uniform(0, 100, (40_000, 2))
     with pytest.raises(ValueError, match="is it in µm"):
         radius_graph(points, 1000.0)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_mean_within_is_the_degree_of_the_graph(grouped):
+    points = np.random.default_rng(3).uniform(0, 1000, (4000, 2))
+    groups = np.arange(4000) % 2 if grouped else None
+    exact = radius_graph(points, 30.0, groups=groups).degree.mean()
+    assert mean_within(points, 30.0, groups=groups) == pytest.approx(exact, rel=0.05)
+    with pytest.raises(ValueError, match="reach=30 µm makes about"):
+        mean_within(points, 30.0, argument="reach", most_edges=1000)
 
 
 def test_density_ignores_empty_parts():
@@ -120,3 +133,22 @@ class TestGivenGraph:
     def test_all_pairs_are_not_judged_by_their_length(self, points):
         weights = 1 / (cdist(points, points) + 1)
         assert check_graph(weights, len(points), coordinates=points).nnz == 250 * 249
+
+    def test_distances_are_no_weights(self, points):
+        lengths = knn_graph(points, 4, distances=True).distances
+        for given in (lengths, lengths * 3.7):
+            with pytest.raises(ValueError, match="the farthest would count most"):
+                check_graph(given, len(points), coordinates=points)
+        falling = lengths.copy()
+        falling.data = 1 / (1 + falling.data)
+        assert check_graph(falling, len(points), coordinates=points).nnz == 1000
+        square = np.stack(np.meshgrid(np.arange(10.0), np.arange(10.0)), -1).reshape(-1, 2)
+        assert check_graph(radius_graph(square, 1.0).weights, 100, coordinates=square).nnz == 360
+
+    def test_points_in_three_dimensions(self, points):
+        xyz = np.column_stack([points, np.zeros(len(points))])
+        assert check_graph(knn_graph(points, 3).weights, len(points), coordinates=xyz).nnz == 750
+
+    def test_what_is_no_matrix(self):
+        with pytest.raises(TypeError, match="expected an \\(n, n\\) array or sparse matrix of weights, got int"):
+            check_graph(3, 10)

@@ -7,9 +7,11 @@ from itertools import permutations
 import numpy as np
 import pytest
 from scipy import sparse
+from scipy.stats import chi2
 
-from ghistpy.geometry import knn_graph
+from ghistpy.geometry import knn_graph, radius_graph
 from ghistpy.stats import local_moran, morans_i, row_standardised
+from ghistpy.stats.local_autocorrelation import _draws
 
 
 @pytest.fixture
@@ -51,12 +53,87 @@ def test_p_is_that_of_all_draws_of_neighbours():
         assert found[i] == pytest.approx(exact, abs=0.02)
 
 
-def test_level(points):
+def _counts(kind, rng, n_genes=40):
+    """Values that ignore the places: Gaussian, skewed and positive everywhere, or counts of a few positive points."""
+    if kind == "gaussian":
+        return rng.normal(size=(600, n_genes))
+    if kind == "all":
+        return 1.0 + rng.gamma(0.5, 2.0, (600, n_genes))
+    ranks = rng.random((600, n_genes)).argsort(axis=0)
+    return np.where(ranks < kind, 1.0 + rng.poisson(1.0, (600, n_genes)), 0.0)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "all", 400, 80, 20, 5])
+def test_level(points, kind):
+    """At 1, 5 and 10 %, over all points and over those that are positive; sparse genes may be conservative."""
     _, w = points
-    pval = local_moran(np.random.default_rng(3).normal(size=(600, 40)), w, n_perms=199).pval
+    values = _counts(kind, np.random.default_rng(3))
+    pval = local_moran(values, w, n_perms=199).pval
+    positive = values > 0
     for level in (0.01, 0.05, 0.1):
-        rates = (pval <= level).mean(axis=0)  # points share neighbours, genes are independent
-        assert abs(rates.mean() - level) <= 4 * rates.std(ddof=1) / np.sqrt(40) + 0.001
+        for chosen in (np.ones_like(positive), positive):
+            # points share neighbours, genes are independent
+            rates = ((pval <= level) & chosen).sum(axis=0) / chosen.sum(axis=0)
+            slack = 4 * rates.std(ddof=1) / np.sqrt(rates.size) + 0.001
+            assert rates.mean() <= level + slack
+            if kind in ("gaussian", "all"):
+                assert rates.mean() >= level - slack
+
+
+def test_depth_and_blur_are_rejected_as_patterns_are(points):
+    """What a small p does not claim: that the *gene* has a pattern, or that values were measured apart."""
+    xy, w = points
+    rng = np.random.default_rng(7)
+    depth = np.exp(1.2 * np.sin(xy[:, :1] / 60))
+    blurred = (w.toarray() + np.eye(600)) @ rng.normal(size=(600, 40))
+    for values in (rng.poisson(4 * depth, (600, 40)), blurred):
+        assert (local_moran(values, w, n_perms=99).pval <= 0.05).mean() > 0.15
+
+
+@pytest.mark.parametrize("degree", [1, 3, 145, 700, 999])
+def test_draws_are_even_and_without_repeats(degree):
+    drawn = _draws(1000, degree, 400, np.random.default_rng(0))
+    assert all(len(np.unique(row)) == degree for row in drawn[:50])
+    assert drawn.min() >= 0
+    assert drawn.max() < 999
+    for part in (drawn, drawn[:, : max(1, degree // 2)]):  # points of lower degree take the first ones
+        expected = part.size / 999
+        n = np.bincount(part.ravel(), minlength=999)
+        assert ((n - expected) ** 2 / max(expected, 1e-9)).sum() < chi2.ppf(0.9999, 998)
+
+
+def test_a_large_radius_ends():
+    xy = np.random.default_rng(0).uniform(0, 577, (1000, 2))
+    found = local_moran(xy[:, :1], radius_graph(xy, 110).weights, n_perms=99)
+    assert (found.pval <= 0.05).mean() > 0.7  # a gradient
+
+
+def test_a_slide_among_others_is_as_alone(points):
+    xy, _ = points
+    groups = np.repeat(["b", "a"], [250, 350])
+    w = knn_graph(xy, 5, groups=groups).weights
+    values = np.random.default_rng(8).poisson(2.0, (600, 3)) + 5.0 * (groups == "a")[:, None]
+    for given in (values, sparse.csr_array(values)):
+        both = local_moran(given, w, groups=groups, n_perms=49)
+        for name in "ab":
+            rows = np.flatnonzero(groups == name)
+            alone = local_moran(values[rows], w[rows][:, rows], n_perms=49)
+            np.testing.assert_allclose(both.score[rows], alone.score)
+            np.testing.assert_array_equal(both.pval[rows], alone.pval)
+            np.testing.assert_array_equal(both.quadrant[rows], alone.quadrant)
+    with pytest.raises(ValueError, match="edges join points of different groups"):
+        local_moran(values, knn_graph(xy, 5).weights, groups=groups)
+
+
+def test_progress_wraps_genes_and_batches(points):
+    seen = []
+    local_moran(
+        np.random.default_rng(0).normal(size=(600, 2)),
+        points[1],
+        n_perms=120,
+        progress=lambda v: seen.append(len(v)) or v,
+    )
+    assert seen == [6]
 
 
 def test_finds_a_hot_spot_and_not_its_surroundings(points):

@@ -215,3 +215,48 @@ def test_published_summary_of_genes_that_do_not_vary_in_space(data_dir):
         summary = stats.summarise(part["per_gene_cor"].to_numpy())
         assert summary.median == pytest.approx(expected[method]["median"], abs=1e-9)
         assert summary.mean == pytest.approx(expected[method]["mean"], abs=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32])
+@pytest.mark.parametrize("k", [1, 5])
+def test_one_pass_is_numpys_correlation(dtype, k):
+    """Wide and narrow, rows and columns in memory, sparse or not, against numpy.corrcoef over the edges."""
+    rng, xy = _points(200)
+    X = rng.poisson(0.7, (200, 700)).astype(dtype)
+    X[:, 5] = 4
+    X[:, 6] += 1000  # a variance far below the square of the mean
+    graph = knn_graph(xy, k).weights
+    edges = graph.tocoo()
+    with np.errstate(invalid="ignore"):
+        expected = np.array([np.corrcoef(X[edges.row, g], X[edges.col, g])[0, 1] for g in range(0, 700, 7)])
+    unsorted = sparse.csr_array(X)
+    order = np.concatenate([r[::-1] for r in np.split(np.arange(unsorted.nnz), unsorted.indptr[1:-1])])
+    unsorted = sparse.csr_array((unsorted.data[order], unsorted.indices[order], unsorted.indptr), shape=X.shape)
+    for given in (X, np.asfortranarray(X), sparse.csr_array(X), sparse.csc_array(X), unsorted):
+        value = stats.neighbor_correlation(given, graph).value
+        np.testing.assert_allclose(value[::7], expected, atol=1e-6 if k > 1 else 1e-9)
+        assert np.isnan(value[5])
+        assert np.isfinite(value[6])
+
+
+def test_values_that_hardly_vary_about_a_large_mean():
+    rng, xy = _points(400)
+    noise = rng.normal(size=(400, 3))
+    graph = knn_graph(xy, 3).weights
+    expected = stats.neighbor_correlation(noise, graph).value
+    shifted = 1e5 + noise * np.array([1.0, 1e-2, 1e-3])
+    np.testing.assert_allclose(stats.neighbor_correlation(shifted, graph).value, expected, atol=1e-5)
+    np.testing.assert_allclose(
+        stats.neighbor_correlation(sparse.csr_array(shifted), graph).value[:2], expected[:2], atol=1e-5
+    )
+    constant = np.full((400, 1), 0.1) + rng.normal(size=(400, 1)) * 1e-17
+    assert np.isnan(stats.neighbor_correlation(constant, graph).value).all()
+
+
+def test_density_of_a_slide_is_its_own():
+    _, xy = _points(400)
+    groups = np.repeat([0, 1], 200)
+    own = stats.density_basis(xy[:200])[:, 0]
+    both = stats.density_basis(xy, groups=groups)[:200, 0]
+    assert np.corrcoef(own, both)[0, 1] == pytest.approx(1)
+    assert np.corrcoef(own, stats.density_basis(xy)[:200, 0])[0, 1] < 0.95

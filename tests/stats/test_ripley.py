@@ -128,22 +128,41 @@ def test_spatstat_grid():
 
 
 def test_p_values_are_calibrated_when_types_are_exchangeable():
-    """Clustered positions: rejection within binomial 99.9 % on both sides at 1, 5 and 10 %."""
-    p, n_tissues = [], 150
+    """Clustered positions, rare types: rejection within binomial 99.9 % at 1, 5 and 10 %; the band holds 95 %."""
+    p, outside, n_tissues = [], [], 150
     radii = np.arange(5.0, 31, 5)
     for seed in range(n_tissues):
         rng = np.random.default_rng(seed)
         centres = rng.uniform(50, 250, (6, 2))
         xy = np.clip(centres[rng.integers(0, 6, 100)] + rng.normal(size=(100, 2)) * 30, 0, 300)
-        codes = rng.choice(2, 100, p=[0.8, 0.2])
+        codes = rng.permutation(np.repeat([0, 1, 2], [75, 20, 5]))
         pairs = stats.ripley_pairs(xy, stats.Window.rectangle(0, 0, 300, 300), 30)
-        p.append(random_labelling(pairs, codes, 2, radii, n_perms=199, seed=seed).pval.ravel())
-    p = np.array(p)
+        test = random_labelling(pairs, codes, 3, radii, n_perms=199, seed=seed)
+        p.append(test.pval.ravel())
+        L = stats.cross_l(pairs, codes, 3, radii)
+        outside.append((L < test.low) | (L > test.high))
+    p, outside = np.array(p), np.array(outside)
     for level in (0.01, 0.05, 0.1):
         for pair in range(p.shape[1]):
-            rejected = (p[:, pair] <= level).sum()
-            assert rejected <= binom.ppf(0.9995, n_tissues, level)
-            assert rejected >= binom.ppf(0.0005, n_tissues, level) - 1
+            assert (p[:, pair] <= level).sum() <= binom.ppf(0.9995, n_tissues, level)
+        for pair in (0, 1, 3, 4):  # of the five cells of the rarest type L ties, and the test may be conservative
+            assert (p[:, pair] <= level).sum() >= binom.ppf(0.0005, n_tissues, level) - 1
+    # the band, at every radius: 5 %, and a little more for the finite number of permutations
+    assert (outside.sum(axis=0) <= binom.ppf(0.9998, n_tissues, 0.05 + 1 / 200)).all()
+    assert (outside[:, :2, :2, -1].sum(axis=0) >= binom.ppf(0.0005, n_tissues, 0.05)).all()
+
+
+def test_niches_are_rejected_although_types_ignore_each_other():
+    """What the p-value does not claim: two types that each follow a pattern of their own."""
+    rejected, radii = 0, np.arange(5.0, 31, 5)
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        xy = rng.uniform(0, 300, (400, 2))
+        chance = 0.5 + 0.5 * np.sin(xy / 40 + rng.uniform(0, 2 * np.pi, 2))
+        codes = np.where(rng.random(400) < 0.5, rng.random(400) < chance[:, 0], 2 + (rng.random(400) < chance[:, 1]))
+        pairs = stats.ripley_pairs(xy, stats.Window.rectangle(0, 0, 300, 300), 30)
+        rejected += random_labelling(pairs, codes, 4, radii, n_perms=39, seed=seed).pval[0, 0] <= 0.05
+    assert rejected > 14
 
 
 def test_planted_clusters_are_found_and_the_envelope_holds_most_of_the_null():
@@ -169,6 +188,7 @@ def test_planted_clusters_are_found_and_the_envelope_holds_most_of_the_null():
         (lambda: stats.Window.polygon([np.array([[0.0, np.nan], [1, 1], [2, 0]])]), "finite"),
         (lambda: stats.l_scores(np.eye(2), [0, 1], 2, stats.Window.rectangle(0, 0, 1, 1), grid="r"), "grid='r'"),
         (lambda: stats.l_scores(np.eye(2), [0, 1], 2, stats.Window.rectangle(0, 0, 1, 1), step=99), "0 < step"),
+        (lambda: stats.l_scores(np.eye(2), [0, 1], 2, stats.Window.rectangle(0, 0, 1, 1), step=1e-6), "5e\\+07 radii"),
     ],
 )
 def test_bad_input(call, message):
@@ -182,3 +202,9 @@ def test_a_single_cell_of_a_type_has_no_l_within_it():
     assert np.isnan(out[0, 0]).all()
     assert np.isnan(out[2]).all()
     assert np.isfinite(out[0, 1]).all()
+
+
+def test_too_many_pairs_are_refused():
+    xy = np.random.default_rng(0).uniform(0, 100, (40_000, 2))
+    with pytest.raises(ValueError, match="max_radius=90 makes about 1.*e\\+09 pairs of 40000 cells"):
+        stats.ripley_pairs(xy, stats.Window.rectangle(0, 0, 100, 100), 90)

@@ -1,4 +1,4 @@
-"""Embedding through scanpy; UMAP itself compiles for half a minute, so it is run in the slow test only."""
+"""Embedding through scanpy; umap compiles for ten seconds, so it is run once and PCA stands for it elsewhere."""
 
 import json
 
@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
+from scipy import sparse
 
 import ghistpy as gp
 from ghistpy.tl.embed import stratified_sample
@@ -32,6 +33,8 @@ def no_umap(monkeypatch):
 
         sc.pp.pca(small, n_comps=min(n_pcs, small.n_vars - 1), random_state=seed)
         small.obsm["X_umap"] = small.obsm["X_pca"][:, :2]
+        small.obsp["connectivities"] = small.obsp["distances"] = sparse.csr_matrix(np.eye(small.n_obs, k=1))
+        small.uns["neighbors"] = {"params": {"n_neighbors": n_neighbors}}
 
     from importlib import import_module
 
@@ -109,10 +112,57 @@ def test_errors():
         gp.tl.embed(table)
 
 
-@pytest.mark.slow
-def test_umap_separates_the_types():
-    table, code, _ = make(600)
-    gp.tl.embed(table, n_pcs=5)
-    place = table.obsm["X_umap"]
+def test_corrected_counts_are_counts_by_provenance(no_umap):
+    table, *_ = make()
+    whole = table.copy()
+    gp.tl.embed(whole)
+    table.X = table.X * 1.25  # no whole numbers, as after a correction of ambient counts
+    gp.tl.embed(table)
+    assert json.loads(table.uns["X_umap_notes"])["transformed"].startswith("none")  # nothing says what they are
+    table.uns["ghistpy"] = {"units": "counts"}
+    gp.tl.embed(table)
+    assert "median total" in json.loads(table.uns["X_umap_notes"])["transformed"]
+    assert table.uns["markers"]["gene"].tolist() == whole.uns["markers"]["gene"].tolist()
+    table.X[3, 2] = -1
+    with pytest.raises(ValueError, match="1 values are negative \\(lowest -1\\)"):
+        gp.tl.embed(table)
+
+
+def test_key_added_is_the_prefix_of_everything(no_umap):
+    table, *_ = make()
+    before = [set(v) for v in (table.obs, table.obsm, table.obsp, table.uns)]
+    gp.tl.embed(table, key_added="mine")
+    new = [set(v) - b for v, b in zip((table.obs, table.obsm, table.obsp, table.uns), before, strict=True)]
+    assert new == [
+        {"mine_embedded"},
+        {"mine_pca", "mine_umap"},
+        {"mine_connectivities", "mine_distances"},
+        {"mine_markers", "mine_neighbors", "mine_umap_notes"},
+    ]
+    with pytest.raises(ValueError, match="is the graph of the places"):
+        gp.tl.embed(table, key_added="spatial")
+    with pytest.raises(ValueError, match="without '/'"):
+        gp.tl.embed(table, key_added="a/b")
+
+
+def test_umap_separates_the_types_and_scanpy_goes_on_from_its_graph(tmp_path):
+    import anndata
+    import scanpy as sc
+
+    table, code, _ = make(500)
+    table.obsp["spatial_connectivities"] = sparse.csr_matrix(np.eye(500, k=1))
+    gp.tl.embed(table, max_cells=400, n_pcs=5)
+    assert (table.obsp["spatial_connectivities"] != sparse.csr_matrix(np.eye(500, k=1))).nnz == 0
+    sampled = table.obs["embedded"].to_numpy()
+    assert sampled.sum() == 400
+    place = table.obsm["X_umap"][sampled]
     near = np.argsort(((place[:, None] - place[None]) ** 2).sum(-1), axis=1)[:, 1]
-    assert (code[near] == code).mean() > 0.95
+    assert (code[sampled][near] == code[sampled]).mean() > 0.95
+    edges = table.obsp["connectivities"].tocoo()
+    assert sampled[edges.row].all()
+    assert sampled[edges.col].all()
+    assert (code[edges.row] == code[edges.col]).mean() > 0.9
+    table.write_h5ad(tmp_path / "table.h5ad")
+    small = anndata.read_h5ad(tmp_path / "table.h5ad")[sampled].copy()
+    sc.tl.diffmap(small, n_comps=3)  # finds the graph where leiden, which is no dependency, looks for it
+    assert np.isfinite(small.obsm["X_diffmap"]).all()

@@ -99,7 +99,7 @@ class TestValues:
             expression(table, layer="x")
         with pytest.raises(ValueError, match="1 are not in adata: \\['TP53'\\]"):
             gene_columns(table, ["G1", "TP53"])
-        with pytest.raises(ValueError, match="names repeat"):
+        with pytest.raises(ValueError, match="named more than once"):
             gene_columns(table, ["G1", "G1"])
 
     def test_counts_are_demanded_by_provenance_and_by_value(self):

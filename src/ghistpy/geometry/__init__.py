@@ -2,8 +2,9 @@
 
 from ghistpy.geometry.context import neighborhood_features, neighborhood_mean
 from ghistpy.geometry.coverage import Coverage, cover
-from ghistpy.geometry.graph import SpatialGraph, check_graph, knn_graph, local_density, radius_graph
+from ghistpy.geometry.graph import SpatialGraph, check_graph, knn_graph, radius_graph
 from ghistpy.geometry.nuclei import Nuclei, find_nuclei
+from ghistpy.geometry.points import local_density
 from ghistpy.geometry.resample import read_image, read_labels
 from ghistpy.geometry.source import (
     ArraySource,

@@ -8,8 +8,9 @@ import numpy as np
 from scipy import sparse
 from scipy.spatial import cKDTree
 
-_MOST_EDGES = 500_000_000  # 6 GB of indices and weights
-_PROBES = 1000  # points from which the number of edges and the density are judged
+from ghistpy.geometry.points import check_coordinates, check_n_neighbors, count_duplicates, mean_within, rows_of_groups
+
+_PROBES = 1000  # edges by which a graph is judged
 _DENSE_SHARE = 0.25  # a graph with more of all pairs than this is not judged by the length of its edges
 _AS_RANDOM = 0.8  # edges whose median reaches this share of that of random pairs belong to other points
 
@@ -97,13 +98,12 @@ def knn_graph(
     [1.0, 1.0, 2.0]
     """
     xy = check_coordinates(coordinates)
-    if isinstance(n_neighbors, bool) or int(n_neighbors) != n_neighbors or n_neighbors < 1:
-        raise ValueError(f"n_neighbors={n_neighbors!r}: expected a whole number of at least 1")
+    n_neighbors = check_n_neighbors(n_neighbors)
     if len(xy) <= n_neighbors:
         raise ValueError(
             f"n_neighbors={n_neighbors}: there are only {len(xy)} points, so at most {max(len(xy) - 1, 0)} neighbours"
         )
-    parts = [_nearest(xy, rows, int(n_neighbors)) for rows in _rows_of_groups(groups, len(xy))]
+    parts = [_nearest(xy, rows, n_neighbors) for rows in rows_of_groups(groups, len(xy))]
     row, col, length = (np.concatenate([p[i] for p in parts]) for i in range(3))
     if symmetric:
         row, col, length = _both_ways(row, col, length, len(xy))
@@ -148,60 +148,14 @@ def radius_graph(
     (2, 1, True)
     """
     xy = check_coordinates(coordinates)
-    if not np.isfinite(radius) or radius <= 0:
-        raise ValueError(f"radius={radius!r}: expected a positive distance in µm")
-    rows_of = _rows_of_groups(groups, len(xy))
-    trees = [cKDTree(xy[rows]) for rows in rows_of]
-    expected = sum(_expected_edges(tree, radius) for tree in trees)
-    if expected > _MOST_EDGES:
-        raise ValueError(
-            f"radius={radius:g} µm makes about {expected:.2g} edges among {len(xy)} points "
-            f"({expected / len(xy):.0f} each); is it in µm, as the coordinates are? Take a smaller one"
-        )
-    pairs = [rows[tree.query_pairs(radius, output_type="ndarray")] for rows, tree in zip(rows_of, trees, strict=True)]
-    pair = np.concatenate(pairs) if pairs else np.zeros((0, 2), np.int64)
+    mean_within(xy, radius, groups=groups)
+    found = [
+        rows[cKDTree(xy[rows]).query_pairs(radius, output_type="ndarray")] for rows in rows_of_groups(groups, len(xy))
+    ]
+    pair = np.concatenate(found) if found else np.zeros((0, 2), np.int64)
     length = np.hypot(*(xy[pair[:, 0]] - xy[pair[:, 1]]).T)
     row, col = np.concatenate([pair, pair[:, ::-1]]).T
     return _graph(xy, row, col, np.concatenate([length, length]), True, distances)
-
-
-def check_coordinates(coordinates: np.ndarray, argument: str = "coordinates") -> np.ndarray:
-    """Coordinates as (n, 2) float64, or an error.
-
-    Raises
-    ------
-    ValueError
-        Another shape, or values that are NaN or infinite (counted).
-    """
-    xy = np.asarray(coordinates, dtype=np.float64)
-    if xy.ndim != 2 or xy.shape[1] != 2:
-        raise ValueError(f"{argument}: expected (n, 2) x and y in µm, got shape {xy.shape}")
-    bad = int((~np.isfinite(xy)).any(axis=1).sum())
-    if bad:
-        raise ValueError(f"{argument}: {bad} of {len(xy)} rows are NaN or infinite; remove those rows first")
-    return xy
-
-
-def local_density(coordinates: np.ndarray, n_neighbors: int = 6) -> float:
-    """Points per mm² where the points are: the median over points of k / (π r_k²).
-
-    Empty parts of a slide do not count, unlike in n / area. NaN for fewer than ``n_neighbors`` + 1 points;
-    infinite when most points share their place with that many others.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> points = np.random.default_rng(0).uniform(0, 1000, (5000, 2))
-    >>> bool(4500 < local_density(points) < 6500)
-    True
-    """
-    xy = check_coordinates(coordinates)
-    if len(xy) <= n_neighbors:
-        return float("nan")
-    probes = xy[:: max(1, len(xy) // _PROBES)]
-    tree = cKDTree(xy, balanced_tree=False, compact_nodes=False)  # built for a few queries only
-    reach = float(np.median(tree.query(probes, n_neighbors + 1)[0][:, -1]))
-    return n_neighbors / (np.pi * reach**2) * 1e6 if reach > 0 else float("inf")
 
 
 def check_graph(
@@ -220,16 +174,23 @@ def check_graph(
     n
         Number of points.
     coordinates
-        (n, 2) µm. When given, edges must be shorter than random pairs are: a graph that was made for
+        (n, d) µm. When given, edges must be shorter than random pairs are: a graph that was made for
         other points, or for the same ones in another order, has the right shape only.
     argument
         What errors call the graph.
 
     Raises
     ------
+    TypeError
+        Neither an array nor a sparse matrix.
     ValueError
-        Another shape, weights that are negative or not finite, no edge, or edges as long as random pairs.
+        Another shape, weights that are negative or not finite, no edge, edges as long as random pairs, or weights
+        that are the lengths of the edges.
     """
+    if not hasattr(weights, "shape"):
+        raise TypeError(
+            f"{argument}: expected an (n, n) array or sparse matrix of weights, got {type(weights).__name__}"
+        )
     if weights.shape != (n, n):
         raise ValueError(
             f"{argument} has shape {weights.shape}, expected {(n, n)}: it was made for another table; build it again "
@@ -246,38 +207,42 @@ def check_graph(
         )
     whole = bool(kept.all())
     row, col = (edges.row, edges.col) if whole else (edges.row[kept], edges.col[kept])
-    if coordinates is not None and len(row) < _DENSE_SHARE * n * (n - 1):
-        _check_lengths(check_coordinates(coordinates), row, col, argument)
+    if coordinates is not None:
+        xy = np.asarray(coordinates, dtype=np.float64)
+        _check_no_lengths(xy, row, col, edges.data if whole else edges.data[kept], argument)
+        if len(row) < _DENSE_SHARE * n * (n - 1):
+            _check_lengths(xy, row, col, argument)
     if whole:
         return given
     return sparse.csr_array((edges.data[kept], (row, col)), shape=(n, n))
+
+
+def _check_no_lengths(xy: np.ndarray, row: np.ndarray, col: np.ndarray, weight: np.ndarray, argument: str) -> None:
+    """Weights proportional to the lengths of the edges make the farthest neighbours count most."""
+    picked = np.random.default_rng(0).integers(0, len(row), _PROBES)
+    length, w = np.linalg.norm(xy[row[picked]] - xy[col[picked]], axis=1), weight[picked]
+    scale = w.sum() / length.sum() if length.sum() > 0 else 0.0
+    if length.std() > 1e-3 * length.mean() and np.allclose(w, scale * length, rtol=1e-3):
+        raise ValueError(
+            f"{argument} holds the distances to the neighbours, so that the farthest would count most; give weights "
+            "that are 1 for a neighbour, as obsp['spatial_connectivities'] of squidpy, or that fall with distance"
+        )
 
 
 def _check_lengths(xy: np.ndarray, row: np.ndarray, col: np.ndarray, argument: str) -> None:
     rng = np.random.default_rng(0)
     n, draws = len(xy), 5 * _PROBES
     picked = rng.integers(0, len(row), draws)
-    edge = np.median(np.hypot(*(xy[row[picked]] - xy[col[picked]]).T))
+    edge = np.median(np.linalg.norm(xy[row[picked]] - xy[col[picked]], axis=1))
     first = rng.integers(0, n, draws)
     other = (first + rng.integers(1, n, draws)) % n
-    random = np.median(np.hypot(*(xy[first] - xy[other]).T))
+    random = np.median(np.linalg.norm(xy[first] - xy[other], axis=1))
     if n >= 30 and edge >= _AS_RANDOM * random:
         raise ValueError(
             f"{argument}: its edges (median {edge:.3g} µm) are as long as random pairs of these points "
             f"({random:.3g} µm), so it belongs to another table or to another order of the rows; build it again from "
             "this one"
         )
-
-
-def _rows_of_groups(groups: np.ndarray | None, n: int) -> list[np.ndarray]:
-    if groups is None:
-        return [np.arange(n)]
-    values = np.asarray(groups)
-    if values.shape != (n,):
-        raise ValueError(f"groups: expected one label per point ({n}), got shape {values.shape}")
-    code = np.unique(values, return_inverse=True)[1]
-    order = np.argsort(code, kind="stable")
-    return np.split(order, np.cumsum(np.bincount(code))[:-1])
 
 
 def _nearest(xy: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -299,13 +264,6 @@ def _both_ways(row: np.ndarray, col: np.ndarray, length: np.ndarray, n: int) -> 
     return key // n, key % n, np.concatenate([length, length])[first]
 
 
-def _expected_edges(tree: cKDTree, radius: float) -> float:
-    probes = tree.data[:: max(1, tree.n // _PROBES)]
-    if not len(probes):
-        return 0.0
-    return float(tree.query_ball_point(probes, radius, return_length=True).mean() - 1) * tree.n
-
-
 def _graph(
     xy: np.ndarray, row: np.ndarray, col: np.ndarray, length: np.ndarray, symmetric: bool, distances: bool
 ) -> SpatialGraph:
@@ -315,18 +273,3 @@ def _graph(
     weights = sparse.csr_array((np.ones(lengths.nnz, np.float32), lengths.indices, lengths.indptr), shape=(n, n))
     isolated = int((np.diff(lengths.indptr) == 0).sum())
     return SpatialGraph(weights, lengths if distances else None, symmetric, isolated, count_duplicates(xy))
-
-
-def count_duplicates(coordinates: np.ndarray) -> int:
-    """Points that lie exactly where another one lies.
-
-    Examples
-    --------
-    >>> count_duplicates([[0, 0], [1, 0], [0, 0]])
-    2
-    """
-    xy = np.asarray(coordinates, dtype=np.float64)
-    if len(np.unique(xy[:, 0])) == len(xy):  # quicker by far, and usual
-        return 0
-    repeats = np.unique(xy[:, 0] + 1j * xy[:, 1], return_counts=True)[1]
-    return int(repeats[repeats > 1].sum())

@@ -6,7 +6,7 @@ import numpy as np
 from scipy import sparse
 from scipy.spatial import cKDTree
 
-from ghistpy.geometry.graph import check_coordinates
+from ghistpy.geometry.points import check_coordinates, check_length, check_n_neighbors, rows_of_groups
 
 _MOST_VALUES = 20_000_000  # candidate neighbours in memory at once
 
@@ -42,17 +42,10 @@ def spaced_knn(
     [[0.0, 0.0, 5.0], [0.0, 0.0, 4.0], [0.0, 4.0, 0.0]]
     """
     xy = check_coordinates(coordinates)
-    if not np.isfinite(min_distance) or min_distance <= 0:
-        raise ValueError(f"min_distance={min_distance!r}: expected a positive distance in µm")
-    code = np.zeros(len(xy), np.int64) if groups is None else np.unique(groups, return_inverse=True)[1]
-    parts = [_of_group(xy, rows, n_neighbors, min_distance) for rows in _split(code)]
+    min_distance, n_neighbors = check_length(min_distance, "min_distance"), check_n_neighbors(n_neighbors)
+    parts = [_of_group(xy, rows, n_neighbors, min_distance) for rows in rows_of_groups(groups, len(xy))]
     row, col, length = (np.concatenate([p[i] for p in parts]) for i in range(3))
     return sparse.csr_array((length, (row, col)), shape=(len(xy), len(xy)))
-
-
-def _split(code: np.ndarray) -> list[np.ndarray]:
-    order = np.argsort(code, kind="stable")
-    return np.split(order, np.cumsum(np.bincount(code))[:-1])
 
 
 def _of_group(xy: np.ndarray, rows: np.ndarray, k: int, min_distance: float) -> tuple[np.ndarray, ...]:

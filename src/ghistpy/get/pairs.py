@@ -46,6 +46,11 @@ class Pairs:
     def __len__(self) -> int:
         return self.truth.shape[0]
 
+    @property
+    def predicted_rows(self) -> np.ndarray:
+        """Row of every pair in the predicted table."""
+        return self._rows
+
     def predicted(self, columns: np.ndarray) -> np.ndarray:
         """Prediction of those genes on the evaluation scale, (n, len(columns)) float64."""
         values = _dense(self._X, self._rows, self._columns[columns])

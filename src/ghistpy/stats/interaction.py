@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,6 +79,7 @@ def cell_type_interaction(
     groups: np.ndarray | None = None,
     n_perms: int = 0,
     seed: int = 0,
+    progress: Callable | None = None,
 ) -> Interaction:
     """Count neighbour pairs by type, against types shuffled among the cells.
 
@@ -95,6 +97,8 @@ def cell_type_interaction(
         Permutations of the types for z-score and p-value; 0 = none.
     seed
         Of the permutations; permutation k does not depend on how many there are.
+    progress
+        Wraps the iteration over permutations, such as ``tqdm.tqdm``.
 
     Notes
     -----
@@ -127,7 +131,7 @@ def cell_type_interaction(
     if n_perms and pairs.size:
         known = np.flatnonzero(codes >= 0)
         draws = np.empty((n_perms, len(first)))
-        for k, shuffled in enumerate(shuffled_codes(codes, groups, known, n_perms, seed)):
+        for k, shuffled in enumerate(shuffled_codes(codes, groups, known, n_perms, seed, progress)):
             draws[k] = _count(shuffled, pairs, n_types)[first, second]
         pval, zscore = two_sided(count, draws)
     return Interaction(first, second, count.astype(np.float64), fraction, expected, pval, zscore)
@@ -159,11 +163,19 @@ def _expected(codes: np.ndarray, pairs: np.ndarray, groups: np.ndarray, n_types:
     return out / total if total else np.full_like(out, np.nan)
 
 
-def shuffled_codes(codes: np.ndarray, groups: np.ndarray, known: np.ndarray, n_perms: int, seed: int):
+def shuffled_codes(
+    codes: np.ndarray,
+    groups: np.ndarray,
+    known: np.ndarray,
+    n_perms: int,
+    seed: int,
+    progress: Callable | None = None,
+) -> Iterator[np.ndarray]:
     """Yield the codes with those of the cells ``known`` shuffled within groups, one generator each."""
     several = groups[known].max(initial=0) > 0
     order = known[np.argsort(groups[known], kind="stable")]
-    for sequence in np.random.SeedSequence(seed).spawn(n_perms):
+    seeds = np.random.SeedSequence(seed).spawn(n_perms)
+    for sequence in progress(seeds) if progress else seeds:
         rng = np.random.default_rng(sequence)
         out = codes.copy()
         if several:

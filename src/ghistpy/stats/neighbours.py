@@ -9,12 +9,14 @@ from scipy import sparse
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
-from ghistpy.stats.metrics import Columns, Matrix, column_blocks, dense_columns
+from ghistpy.stats.metrics import Columns, Matrix, dense_columns
 
 MAX_ALL_PAIRS = 5000
 _FLAT = 1e-10  # share of the raw second moment below which a variance is rounding
-_CONSTANT = 1e-9  # SD below this share of the largest value: constant up to rounding
+_CONSTANT = 1e-9  # SD below this share of the mean: constant up to rounding
+_CLOSE, _ROUNDING = 1e-6, 1e-15  # shares of the raw second moment between which a variance has lost digits
 _ROWS_AT_ONCE = 500
+_BLOCK_VALUES = 3_000_000  # 24 MB in float64: rows of a block are long enough for the compiled loops
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,8 @@ def neighbor_correlation(
     -----
     With rows that sum to 1, over pairs (cell i, neighbour j) with weight w_ij:
     r = cov_w(x_i, x_j) / √(var_w(x_i) · var_w(x_j)). One neighbour each gives the correlation of a cell
-    with its nearest neighbour. Pairs that are each other's neighbour count twice. O(edges · genes); genes are
-    widened to dense float64 block by block.
+    with its nearest neighbour. Pairs that are each other's neighbour count twice. One pass over the rows: O(edges ·
+    genes), of sparse values O(edges · stored values of a cell), and no copy of the matrix in either case.
 
     Examples
     --------
@@ -86,56 +88,89 @@ def neighbor_correlation(
     if weights.shape != (n, n):
         raise ValueError(f"weights: expected ({n}, {n}), one row per cell, got {weights.shape}")
     degree = np.diff(weights.indptr)
-    scaled = sparse.csr_array(
-        (weights.data / np.repeat(weights.sum(axis=1), degree), weights.indices, weights.indptr), shape=(n, n)
-    )
-    linked = np.flatnonzero(degree)
-    source = _indicator(strata, linked, n)
-    # what a cell weighs as a neighbour, by stratum of the cell whose neighbour it is
-    moments = source, scaled.T @ source
-    single = scaled.indices if len(linked) == scaled.nnz else None
-    values = values.tocsc() if sparse.issparse(values) else np.asarray(values)
-    basis = None if covariates is None else _orthonormal(covariates, n)
-    parts = []
-    for columns in column_blocks(n, values.shape[1]):
-        z = _centred(values, columns, basis)
-        if single is not None:
-            lag = np.zeros_like(z)
-            lag[:, linked] = np.take(z, single, axis=1)
-        else:
-            lag = np.ascontiguousarray((scaled @ np.ascontiguousarray(z.T)).T)
-        square = z * z
-        np.multiply(z, lag, out=lag)
-        parts.append([z @ moments[0], z @ moments[1], square @ moments[0], square @ moments[1], lag @ moments[0]])
-    joined = [np.concatenate([p[i] for p in parts]) if parts else np.zeros((0, source.shape[1])) for i in range(5)]
-    return _from_moments(*joined, source.sum(axis=0))
+    weights.data /= np.repeat(weights.sum(axis=1), degree)
+    stratum, n_cells = _strata(strata, np.flatnonzero(degree), n)
+    if sparse.issparse(values) and covariates is None:
+        moments = _sparse(sparse.csr_array(values), weights, stratum, n_cells)
+    else:
+        basis = None if covariates is None else _orthonormal(covariates, n)
+        moments = _dense(values, weights, stratum, n_cells, basis)
+    return _from_moments(moments, n_cells)
 
 
-def _indicator(strata: np.ndarray | None, linked: np.ndarray, n: int) -> np.ndarray:
-    """(n, T) one for every cell with neighbours, in the column of its stratum."""
-    code = np.zeros(n, np.int64) if strata is None else np.asarray(strata)
+def _strata(strata: np.ndarray | None, linked: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Code (n,) of every cell, and how many cells with neighbours each stratum has."""
+    code = np.zeros(n, np.int64) if strata is None else np.asarray(strata, dtype=np.int64)
     if code.shape != (n,):
         raise ValueError(f"strata: expected one code per cell ({n}), got shape {code.shape}")
     if (code[linked] < 0).any():
         raise ValueError("strata: cells with a negative code have edges; leave those out of weights")
-    out = np.zeros((n, 1 if strata is None else int(code.max(initial=-1)) + 1))
-    out[linked, code[linked]] = 1.0
+    n_strata = 1 if strata is None else int(code.max(initial=-1)) + 1
+    return code, np.bincount(code[linked], minlength=n_strata)
+
+
+def _sparse(
+    values: sparse.csr_array, weights: sparse.csr_array, stratum: np.ndarray, n_cells: np.ndarray
+) -> np.ndarray:
+    """Moments (T, 5, G) from the stored values; genes that vary little about a large mean are done again, dense."""
+    from ghistpy.stats._neighbour_kernels import sparse_moments
+
+    out, graph = np.zeros((len(n_cells), 5, values.shape[1])), (weights.indptr, weights.indices, weights.data)
+    if values.dtype != np.float32:
+        values = values.astype(np.float64, copy=False)
+    if not values.has_canonical_format:
+        values = values.copy()
+        values.sum_duplicates()
+    sparse_moments(values.indptr, values.indices, values.data, values.shape[1], *graph, stratum, out)
+    left = out[:, 2:4] - out[:, :2] ** 2 / np.maximum(n_cells, 1)[:, None, None]
+    risky = (left < _CLOSE * out[:, 2:4]) & (left > _ROUNDING * out[:, 2:4])
+    again = np.flatnonzero(risky.any(axis=(0, 1)))
+    if len(again):
+        out[:, :, again] = _dense(values[:, again], weights, stratum, n_cells)
     return out
 
 
-def _centred(values: Matrix, columns: np.ndarray, basis: np.ndarray | None) -> np.ndarray:
-    """Genes (b, n), each contiguous, without mean and covariates; 0 where nothing is left."""
-    block = values[:, columns]
-    dense = block.toarray(order="F") if sparse.issparse(block) else block
-    z = np.array(dense.T, dtype=np.float64, order="C")
-    scale = np.maximum(z.max(axis=1), -z.min(axis=1))
-    z -= z.mean(axis=1, keepdims=True)
-    power = np.einsum("gi,gi->g", z, z)
-    if basis is not None:
-        z -= (z @ basis) @ basis.T
-    left = power if basis is None else np.einsum("gi,gi->g", z, z)
-    z[(left <= _FLAT * power) | (left <= z.shape[1] * (_CONSTANT * scale) ** 2)] = 0.0
-    return z
+def _dense(
+    values: Matrix,
+    weights: sparse.csr_array,
+    stratum: np.ndarray,
+    n_cells: np.ndarray,
+    basis: np.ndarray | None = None,
+) -> np.ndarray:
+    """Moments (T, 5, G) of values less their mean, without covariates; genes are widened block by block."""
+    from ghistpy.stats._neighbour_kernels import dense_moments
+
+    (n, n_genes), n_strata = values.shape, len(n_cells)
+    graph = (weights.indptr, weights.indices, weights.data)
+    whole = basis is None and isinstance(values, np.ndarray) and values.flags.c_contiguous
+    if whole and values.dtype in (np.float32, np.float64):  # rows as they lie in memory
+        out = np.zeros((n_strata, 5, n_genes))
+        pivot = values.mean(axis=0, dtype=np.float64)
+        dense_moments(values, pivot, *graph, stratum, out)
+        return _without_constants(out, pivot, n)
+    values = values.tocsc() if sparse.issparse(values) else np.asarray(values)
+    parts = []
+    width = max(1, _BLOCK_VALUES // max(n, 1))
+    for start in range(0, n_genes, width):
+        part = values[:, start : start + width]
+        part = part.toarray(order="C") if sparse.issparse(part) else part
+        block = np.array(part, dtype=np.float64, order="C")
+        pivot = block.mean(axis=0)
+        if basis is not None:
+            block -= pivot
+            power = np.einsum("ng,ng->g", block, block)
+            block -= basis @ (basis.T @ block)
+            block[:, np.einsum("ng,ng->g", block, block) <= _FLAT * power] = 0.0
+        out = np.zeros((n_strata, 5, block.shape[1]))
+        dense_moments(block, pivot if basis is None else np.zeros(len(pivot)), *graph, stratum, out)
+        parts.append(_without_constants(out, pivot, n))
+    return np.concatenate(parts, axis=2) if parts else np.zeros((n_strata, 5, 0))
+
+
+def _without_constants(out: np.ndarray, mean: np.ndarray, n: int) -> np.ndarray:
+    """Moments of a gene that is constant up to rounding are 0."""
+    out[:, :, out[:, 2].sum(axis=0) <= n * (_CONSTANT * mean) ** 2] = 0.0
+    return out
 
 
 def _orthonormal(covariates: np.ndarray, n: int) -> np.ndarray:
@@ -148,8 +183,9 @@ def _orthonormal(covariates: np.ndarray, n: int) -> np.ndarray:
     return u[:, s > 1e-10 * s.max(initial=0.0)]
 
 
-def _from_moments(sx, sy, sxx, syy, sxy, n_cells: np.ndarray) -> NeighborCorrelation:
-    """Moments (G, T) of cells (x) and their neighbours (y), every cell with weight 1."""
+def _from_moments(moments: np.ndarray, n_cells: np.ndarray) -> NeighborCorrelation:
+    """From sums (T, 5, G) over cells (x) and their neighbours (y), every cell with weight 1."""
+    sx, sy, sxx, syy, sxy = (moments[:, k].T for k in range(5))
     mean = np.divide(1.0, n_cells, out=np.zeros(len(n_cells)), where=n_cells > 0)
     cov, var_x, var_y = sxy - sx * sy * mean, sxx - sx**2 * mean, syy - sy**2 * mean
     pooled = _ratio(cov.sum(axis=1), var_x.sum(axis=1), var_y.sum(axis=1), sxx.sum(axis=1), syy.sum(axis=1))
@@ -250,15 +286,28 @@ def nn_correlation(values: Matrix, coordinates: np.ndarray, *, border_rule: bool
     return neighbor_correlation(values, weights).value
 
 
-def density_basis(coordinates: np.ndarray, n_neighbors: int = 10) -> np.ndarray:
+def density_basis(coordinates: np.ndarray, n_neighbors: int = 10, *, groups: np.ndarray | None = None) -> np.ndarray:
     """Columns l, l², l³ of the log local density, standardised, (n, 3).
 
     l = -2 log(distance to the ``n_neighbors``-th neighbour): what crowding alone explains of a gene is a
     smooth function of it.
+
+    Parameters
+    ----------
+    coordinates
+        (n, 2) x and y in µm.
+    n_neighbors
+        Neighbours that measure the density; fewer where a group is smaller.
+    groups
+        (n,) labels of slides or regions; a cell is crowded by those of its own.
     """
     xy = np.asarray(coordinates, dtype=np.float64)
-    k = min(n_neighbors, len(xy) - 1)
-    reach = cKDTree(xy).query(xy, k + 1)[0][:, -1]
+    groups = np.zeros(len(xy), np.int64) if groups is None else np.asarray(groups)
+    reach = np.zeros(len(xy))
+    for group in np.unique(groups):
+        rows = np.flatnonzero(groups == group)
+        k = min(n_neighbors, len(rows) - 1)
+        reach[rows] = cKDTree(xy[rows]).query(xy[rows], [k + 1])[0][:, 0]
     smallest = reach[reach > 0].min() if (reach > 0).any() else 1.0
     log = -2 * np.log(np.maximum(reach, smallest))
     spread = log.std()

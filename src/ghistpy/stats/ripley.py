@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,8 @@ from scipy.spatial import cKDTree
 from ghistpy.stats.interaction import shuffled_codes, two_sided
 
 _PAIRS_AT_ONCE = 200_000
+_MOST_RADII = 10_000
+_MOST_PAIRS = 200_000_000  # with distance and weight: 6 GB
 MAX_WEIGHT = 100.0  # of one pair, as in spatstat: a circle may lie almost wholly outside
 
 
@@ -185,12 +187,25 @@ def ripley_pairs(
     edge_correction
         False: all weights 1.
 
+    Raises
+    ------
+    ValueError
+        More than 200 million pairs, judged from a thousand cells.
+
     References
     ----------
     Ripley, J R Stat Soc B 39:172 (1977), doi:10.1111/j.2517-6161.1977.tb01615.x.
     """
     xy = np.asarray(coordinates, dtype=np.float64)
-    pair = cKDTree(xy).query_pairs(max_radius, output_type="ndarray")
+    tree = cKDTree(xy)
+    probes = xy[:: max(1, len(xy) // 1000)]
+    expected = len(xy) * (tree.query_ball_point(probes, max_radius, return_length=True).mean() - 1) if len(xy) else 0
+    if expected > _MOST_PAIRS:
+        raise ValueError(
+            f"max_radius={max_radius!r} makes about {expected:.2g} pairs of {len(xy)} cells; is it in µm, as the "
+            "coordinates are? Take a smaller one"
+        )
+    pair = tree.query_pairs(max_radius, output_type="ndarray")
     source, target = np.concatenate([pair, pair[:, ::-1]]).T
     distance = np.hypot(*(xy[pair[:, 0]] - xy[pair[:, 1]]).T)
     distance = np.concatenate([distance, distance])
@@ -313,8 +328,15 @@ def l_scores(
 
 def fixed_radii(max_radius: float, step: float) -> np.ndarray:
     """Radii step, 2 step … max_radius in µm."""
-    if not (np.isfinite([max_radius, step]).all() and 0 < step <= max_radius):
+    if not all(isinstance(v, (int, float, np.integer, np.floating)) for v in (max_radius, step)) or not (
+        np.isfinite([max_radius, step]).all() and 0 < step <= max_radius
+    ):
         raise ValueError(f"max_radius={max_radius!r}, step={step!r}: expected 0 < step <= max_radius, in µm")
+    if max_radius > _MOST_RADII * step:
+        raise ValueError(
+            f"max_radius={max_radius!r}, step={step!r}: makes {max_radius / step:.3g} radii, of which at most "
+            f"{_MOST_RADII:,} are computed; take a larger step"
+        )
     return step * np.arange(1, int(np.floor(max_radius / step + 1e-9)) + 1)
 
 
@@ -339,18 +361,19 @@ def random_labelling(
     *,
     n_perms: int,
     seed: int = 0,
+    progress: Callable | None = None,
 ) -> LabelTest:
     """Test whether types are exchangeable among the positions of the cells.
 
     The null keeps every position, so the density of the tissue cannot make a small p; niches do.
-    O(pairs · n_perms).
+    ``progress`` wraps the iteration over permutations, such as ``tqdm.tqdm``. O(pairs · n_perms).
     """
     codes = np.asarray(codes, dtype=np.int64)
     cell = np.searchsorted(radii, pairs.distance, side="left")
     observed = _l_of(codes, cell, pairs, n_types, radii)
     known, groups = np.flatnonzero(codes >= 0), np.zeros(len(codes), np.int64)
     draws = np.stack(
-        [_l_of(c, cell, pairs, n_types, radii) for c in shuffled_codes(codes, groups, known, n_perms, seed)]
+        [_l_of(c, cell, pairs, n_types, radii) for c in shuffled_codes(codes, groups, known, n_perms, seed, progress)]
     )
     low, high = np.full_like(observed, np.nan), np.full_like(observed, np.nan)
     seen = ~np.isnan(observed).any(axis=2)

@@ -4,18 +4,36 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ghistpy import _keys
+from ghistpy.tl._values import expression, gene_columns, require_counts
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from scipy import sparse
     from spatialdata import SpatialData
+
+__all__ = [
+    "Neighbours",
+    "Table",
+    "cell_types",
+    "check_radius",
+    "coordinates",
+    "expression",
+    "gene_columns",
+    "neighbours",
+    "progress_bar",
+    "region_names",
+    "regions",
+    "require_counts",
+    "resolve_table",
+    "whole_number",
+]
 
 logger = logging.getLogger("ghistpy")
 
@@ -25,6 +43,7 @@ N_NEIGHBORS = 6
 # cells per mm² of tissue; spots of 200 µm have 25 per mm², packed lymphocytes 20,000
 _PLAUSIBLE_DENSITY = (5.0, 100_000.0)
 _MANY_NEIGHBOURS = 1000
+_MOST_PAIRS = 200_000_000  # ordered pairs with distance and edge weight: 6 GB
 
 
 @dataclass(frozen=True)
@@ -95,99 +114,6 @@ def resolve_table(
     return Table(adata, label, units, in_silico)
 
 
-def gene_columns(table: Table, genes: Sequence[str] | None) -> np.ndarray:
-    """Positions of the named genes, all when None, or an error that lists what is unknown."""
-    names = table.adata.var_names
-    if genes is None:
-        return np.arange(len(names))
-    if isinstance(genes, str):
-        genes = [genes]
-    if not names.is_unique:
-        raise ValueError(
-            f"{table.label}: gene names repeat ({names[names.duplicated()][:5].tolist()}); make them unique"
-        )
-    position = names.get_indexer(list(genes))
-    unknown = [g for g, p in zip(genes, position, strict=True) if p < 0]
-    if unknown:
-        raise ValueError(
-            f"genes: {len(unknown)} are not in {table.label}: {unknown[:5]} (it has {names[:3].tolist()} ...)"
-        )
-    if len(np.unique(position)) < len(position):
-        raise ValueError("genes: names repeat")
-    return position
-
-
-def expression(table: Table, *, layer: str | None = None, columns: np.ndarray | None = None) -> Any:
-    """Values (n, G) of ``X`` or a layer: an ndarray or a csc_array, float32 or float64, all finite.
-
-    Raises
-    ------
-    ValueError
-        No such layer, or values that are NaN or infinite: how many, in how many rows and genes.
-    """
-    from scipy import sparse
-
-    adata = table.adata
-    if layer is not None and layer not in adata.layers:
-        raise ValueError(f"layer={layer!r} is not in {table.label} (available: {list(adata.layers)})")
-    X = adata.X if layer is None else adata.layers[layer]
-    if X is None:
-        raise ValueError(f"{table.label} has no X; name a layer with layer= (available: {list(adata.layers)})")
-    X = X.compute() if hasattr(X, "compute") else X
-    if sparse.issparse(X):
-        X = sparse.csc_array(X)
-        X = X if columns is None or len(columns) == X.shape[1] else X[:, columns]
-    else:
-        X = np.asarray(X)
-        X = X if columns is None or len(columns) == X.shape[1] else X[:, columns]
-    if X.dtype not in (np.float32, np.float64):
-        X = X.astype(np.float32 if X.dtype.itemsize <= 2 else np.float64)
-    _check_finite(X, table, layer)
-    return X
-
-
-def _check_finite(X: Any, table: Table, layer: str | None) -> None:
-    values = X.data if hasattr(X, "tocsc") else X
-    with np.errstate(over="ignore", invalid="ignore"):
-        if np.isfinite(values.sum()):  # one pass without a mask; an overflow only sends us to the exact check
-            return
-    bad = ~np.isfinite(values)
-    if not bad.any():
-        return
-    if hasattr(X, "tocsc"):
-        coo = X.tocoo()
-        rows, genes = coo.row[bad], coo.col[bad]
-    else:
-        rows, genes = np.nonzero(bad)
-    where = "X" if layer is None else f"layer={layer!r}"
-    raise ValueError(
-        f"{where} of {table.label}: {int(bad.sum())} values are NaN or infinite, in {len(np.unique(rows))} of "
-        f"{X.shape[0]} rows and {len(np.unique(genes))} of {X.shape[1]} genes; remove those rows or genes, or fill them"
-    )
-
-
-def require_counts(table: Table, X: Any, what: str, *, layer: str | None = None) -> None:
-    """Refuse values that are no counts, by provenance first and then by the values.
-
-    Raises
-    ------
-    ValueError
-        Provenance says that ``X`` holds logarithms, or values are negative or not whole.
-    """
-    if layer is None and table.units not in (None, _keys.UNITS_COUNTS):
-        raise ValueError(
-            f"{what} needs raw counts, but X of {table.label} holds {table.units} by its provenance; name the layer "
-            "that holds counts with layer="
-        )
-    values = X.data if hasattr(X, "tocsc") else X
-    bad = (values < 0) | (values != np.floor(values))
-    if bad.any():
-        raise ValueError(
-            f"{what} needs raw counts, but {int(bad.sum())} values of {table.label} are negative or not whole (such as "
-            f"{float(values[bad][0]):g}); name the layer that holds counts with layer="
-        )
-
-
 def coordinates(table: Table, key: str = _keys.SPATIAL, *, check_unit: bool = True) -> np.ndarray:
     """Places x, y in µm, (n, 2) float64; with ``check_unit`` warns when the implied density is none of tissue.
 
@@ -196,7 +122,7 @@ def coordinates(table: Table, key: str = _keys.SPATIAL, *, check_unit: bool = Tr
     ValueError
         No such ``obsm``, no (n, 2) array, or rows without a finite place.
     """
-    from ghistpy.geometry.graph import check_coordinates, local_density
+    from ghistpy.geometry.points import check_coordinates, count_duplicates, local_density
 
     if key not in table.adata.obsm:
         raise ValueError(
@@ -208,7 +134,14 @@ def coordinates(table: Table, key: str = _keys.SPATIAL, *, check_unit: bool = Tr
         return xy
     density = local_density(xy)
     low, high = _PLAUSIBLE_DENSITY
-    if density < low or density > high:
+    if np.isinf(density):
+        warnings.warn(
+            f"obsm[{key!r}] of {table.label}: {count_duplicates(xy)} of {len(xy)} rows lie exactly where another one "
+            "does, and most have six others at their place; were places joined to the wrong rows?",
+            UserWarning,
+            stacklevel=3,
+        )
+    elif density < low or density > high:
         warnings.warn(
             f"obsm[{key!r}] of {table.label} implies {density:.3g} cells per mm², tissue has {low:g} to {high:g}: are "
             "its coordinates in µm?",
@@ -218,15 +151,31 @@ def coordinates(table: Table, key: str = _keys.SPATIAL, *, check_unit: bool = Tr
     return xy
 
 
-def regions(table: Table) -> np.ndarray | None:
-    """(n,) codes of the elements that the rows annotate, None when it is one: slides share no neighbours."""
+def region_names(table: Table) -> np.ndarray | None:
+    """(n,) names of the elements that the rows annotate; None when the table is linked to none."""
     from ghistpy.io.tables import linked_to
 
     link = linked_to(table.adata)
     if link is None or link[1] not in table.adata.obs:
         return None
-    codes = np.unique(table.adata.obs[link[1]].astype(str).to_numpy(), return_inverse=True)[1]
+    return table.adata.obs[link[1]].astype(str).to_numpy(dtype=object)
+
+
+def regions(table: Table) -> np.ndarray | None:
+    """(n,) codes of the elements that the rows annotate, None when it is one: slides share no neighbours."""
+    names = region_names(table)
+    if names is None:
+        return None
+    codes = np.unique(names, return_inverse=True)[1]
     return codes if codes.max(initial=0) > 0 else None
+
+
+def whole_number(value: Any, argument: str, least: int = 0) -> int:
+    """A whole number of at least ``least``, or an error."""
+    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, (bool, np.bool_))
+    if not number or not np.isfinite(value) or int(value) != value or value < least:
+        raise ValueError(f"{argument}={value!r}: expected a whole number of at least {least}")
+    return int(value)
 
 
 def cell_types(table: Table, key: str = _keys.CELL_TYPE) -> tuple[np.ndarray, list[str]]:
@@ -243,6 +192,17 @@ def cell_types(table: Table, key: str = _keys.CELL_TYPE) -> tuple[np.ndarray, li
         raise ValueError(f"cell_type_key={key!r} is not a column of {table.label} (available: {list(table.adata.obs)})")
     column = pd.Categorical(table.adata.obs[key]).remove_unused_categories()
     return np.asarray(column.codes, dtype=np.int64), [str(c) for c in column.categories]
+
+
+def progress_bar(show: bool, what: str) -> Callable | None:
+    """What wraps an iteration to show how far it is, None when nothing is to be shown."""
+    if not show:
+        return None
+    from functools import partial
+
+    from tqdm.auto import tqdm
+
+    return partial(tqdm, desc=what, leave=False)
 
 
 @dataclass(frozen=True)
@@ -291,12 +251,16 @@ def neighbours(
 
     Raises
     ------
+    TypeError
+        A graph that is neither a key, nor a matrix, nor an AnnData.
     ValueError
         Several of the three given, a graph of another table (by shape, by row names or by the length of
-        its edges), no coordinates.
+        its edges), distances in place of weights, edges between slides, no coordinates.
     """
     if sum(v is not None for v in (graph, n_neighbors, radius)) > 1:
         raise ValueError("give one of graph=, n_neighbors= and radius=")
+    if n_neighbors is not None:
+        n_neighbors = whole_number(n_neighbors, "n_neighbors", 1)
     adata = table.adata
     if graph is None and n_neighbors is None and radius is None and GRAPH in adata.obsp:
         graph = GRAPH
@@ -307,7 +271,7 @@ def neighbours(
     xy, groups = coordinates(table), regions(table)
     if radius is not None:
         made = radius_graph(xy, radius, groups=groups, distances=distances)
-        _check_radius(table, radius, made.degree.mean())
+        _warn_of_radius(table.label, xy, radius, float(made.degree.mean()), "radius")
         source = f"radius {radius:g} µm"
     else:
         k = N_NEIGHBORS if n_neighbors is None else n_neighbors
@@ -322,14 +286,47 @@ def neighbours(
 def _given(table: Table, graph: Any, distances: bool) -> Neighbours:
     from scipy import sparse
 
-    from ghistpy.geometry.graph import check_graph, count_duplicates
+    from ghistpy.geometry.graph import check_graph
+    from ghistpy.geometry.points import count_duplicates
 
+    weights, source = _stored(table, graph)
+    # a graph is there already: places only tell whether it belongs to these rows, in whatever unit or dimension
+    place = np.asarray(table.adata.obsm[_keys.SPATIAL], np.float64) if _keys.SPATIAL in table.adata.obsm else None
+    place = place if place is not None and np.isfinite(place).all() else None
+    weights = check_graph(weights, table.n, coordinates=place, argument=f"graph ({source})")
+    groups = regions(table)
+    edges = weights.tocoo()
+    crossing = 0 if groups is None else int((groups[edges.row] != groups[edges.col]).sum())
+    if crossing:
+        raise ValueError(
+            f"graph ({source}): {crossing} of {weights.nnz} edges join cells of different slides or regions; build it "
+            "slide by slide (library_key= of squidpy)"
+        )
+    isolated = int((np.diff(weights.indptr) == 0).sum())
+    if isolated:
+        logger.warning("%d of %d rows of %s have no neighbour (%s)", isolated, table.n, table.label, source)
+    lengths = None
+    if distances:
+        xy = coordinates(table)
+        length = np.hypot(*(xy[edges.row] - xy[edges.col]).T)
+        lengths = sparse.csr_array((length, weights.indices, weights.indptr), shape=weights.shape)
+    flat = place is not None and place.shape[1] == 2
+    return Neighbours(weights, source, isolated, count_duplicates(place) if flat else 0, lengths)
+
+
+def _stored(table: Table, graph: Any) -> tuple[Any, str]:
+    """The weights that ``graph`` stands for, and what to call them."""
     adata = table.adata
     if isinstance(graph, str):
         if graph not in adata.obsp:
             raise ValueError(f"graph={graph!r} is not in obsp of {table.label} (available: {list(adata.obsp)})")
-        weights, source = adata.obsp[graph], f"obsp[{graph!r}]"
-    elif hasattr(graph, "obsp"):
+        if graph.endswith("distances"):
+            raise ValueError(
+                f"graph={graph!r} holds the distances to the neighbours, so that the farthest would count most; give "
+                f"the key of the weights, such as {graph.removesuffix('distances') + 'connectivities'!r}"
+            )
+        return adata.obsp[graph], f"obsp[{graph!r}]"
+    if hasattr(graph, "obsp"):
         if graph.n_obs != adata.n_obs or not (graph.obs_names == adata.obs_names).all():
             raise ValueError(
                 f"graph: its rows are not those of {table.label} ({graph.n_obs} and {adata.n_obs} rows; "
@@ -337,37 +334,37 @@ def _given(table: Table, graph: Any, distances: bool) -> Neighbours:
             )
         if GRAPH not in graph.obsp:
             raise ValueError(f"graph: its obsp has no {GRAPH!r} (available: {list(graph.obsp)})")
-        weights, source = graph.obsp[GRAPH], "obsp of another table"
-    else:
-        weights, source = graph, "given matrix"
-    # a graph is there already, so no distance is going to be taken in a unit
-    xy = coordinates(table, check_unit=False) if _keys.SPATIAL in adata.obsm else None
-    weights = check_graph(weights, table.n, coordinates=xy, argument=f"graph ({source})")
-    isolated = int((np.diff(weights.indptr) == 0).sum())
-    if isolated:
-        logger.warning("%d of %d rows of %s have no neighbour (%s)", isolated, table.n, table.label, source)
-    lengths, duplicates = None, 0
-    if xy is not None:
-        duplicates = count_duplicates(xy)
-    if distances:
-        if xy is None:
-            raise ValueError(f"{table.label} has no obsm[{_keys.SPATIAL!r}], so the edges of {source} have no length")
-        edges = weights.tocoo()
-        lengths = sparse.csr_array(
-            (np.hypot(*(xy[edges.row] - xy[edges.col]).T), weights.indices, weights.indptr), shape=weights.shape
+        return graph.obsp[GRAPH], "obsp of another table"
+    if not hasattr(graph, "shape"):
+        raise TypeError(
+            f"graph={graph!r}: expected a key of obsp, an (n, n) array or sparse matrix, or an AnnData with one; got "
+            f"{type(graph).__name__}"
         )
-    return Neighbours(weights, source, isolated, duplicates, lengths)
+    return graph, "given matrix"
 
 
-def _check_radius(table: Table, radius: float, degree: float) -> None:
-    from ghistpy.geometry.graph import local_density
+def check_radius(
+    label: str, xy: np.ndarray, radius: Any, *, argument: str = "radius", groups: np.ndarray | None = None
+) -> float:
+    """A radius in µm; an error when it is none or makes too many pairs, a warning when it is hardly in µm."""
+    from ghistpy.geometry.points import mean_within
 
-    if 1 <= degree <= _MANY_NEIGHBOURS:
+    mean = mean_within(xy, radius, groups=groups, argument=argument, most_edges=_MOST_PAIRS)
+    _warn_of_radius(label, xy, radius, mean, argument)
+    return float(radius)
+
+
+def _warn_of_radius(label: str, xy: np.ndarray, radius: float, mean: float, argument: str) -> None:
+    from ghistpy.geometry.points import local_density
+
+    extent = float(np.ptp(xy, axis=0).max())
+    if 1 <= mean <= _MANY_NEIGHBOURS and radius < extent:
         return
-    density = local_density(np.asarray(table.adata.obsm[_keys.SPATIAL]))
+    density = local_density(xy)
+    known = f" ({density:.3g} cells per mm², about {np.sqrt(1e6 / density):.3g} µm from one to the next)"
     warnings.warn(
-        f"radius={radius:g} µm gives {degree:.3g} neighbours on average; {table.label} has {density:.3g} cells per "
-        f"mm², about {np.sqrt(1e6 / density):.3g} µm from one to the next: is radius in µm?",
+        f"{argument}={radius:g} µm gives {mean:.3g} neighbours on average; {label} is {extent:.3g} µm wide"
+        f"{known if np.isfinite(density) else ''}: is {argument} in µm?",
         UserWarning,
         stacklevel=4,
     )

@@ -8,13 +8,12 @@ import numpy as np
 
 from ghistpy import _keys
 from ghistpy.tl._notes import check_key, write_frame, write_notes
-from ghistpy.tl._table import resolve_table
+from ghistpy.tl._table import check_radius, coordinates, regions, resolve_table, whole_number
 
 if TYPE_CHECKING:
     import pandas as pd
     from spatialdata import SpatialData
 
-    from ghistpy.geometry.graph import SpatialGraph
     from ghistpy.get.pairs import Pairs
 
 _PER_GENE = ("morans_i", "nn_correlation", "nn_correlation_within_type")
@@ -77,7 +76,12 @@ def compare_tables(
     ------
     ValueError
         Tables that share no rows or genes, counts that are none, no coordinates, a spot table against a
-        table of nuclei.
+        table of nuclei, a radius that is no positive number, ``"all_pairs"`` over several slides.
+
+    Warns
+    -----
+    UserWarning
+        Coordinates or a radius that are hardly in µm.
 
     Notes
     -----
@@ -85,6 +89,9 @@ def compare_tables(
     and correlations of measured genes, overlapping fields of view raise those of predicted ones: even a
     perfect prediction has larger values than the measured table. The ranking of genes (``spearman``) is
     what can be preserved. No p-values: genes share cells.
+
+    Slides or regions of one table share no neighbours and have means of their own, so that a difference between them
+    is no structure; types are expected as if they were shuffled within each.
 
     Examples
     --------
@@ -108,23 +115,31 @@ def compare_tables(
     >>> bool(summary.loc["morans_i", "median_predicted"] > summary.loc["morans_i", "median_measured"])
     True
     """
-    from ghistpy.geometry.graph import knn_graph
+    import pandas as pd
+
     from ghistpy.get.pairs import pair_tables
 
     check_key(key_added)
     if moran not in ("knn", "all_pairs"):
         raise ValueError(f"moran={moran!r}: expected 'knn' or 'all_pairs'")
+    n_neighbors = whole_number(n_neighbors, "n_neighbors", 1)
     pairs = pair_tables(sdata, measured, predicted, layer=layer, cell_type_key=cell_type_key)
     table = resolve_table(sdata, predicted)
     if pairs.xy is None:
         raise ValueError(f"predicted={predicted!r}: coordinates are {pairs.notes['coordinates']}")
     if len(pairs) < 4:
         raise ValueError(f"measured={measured!r}, predicted={predicted!r}: {len(pairs)} pairs; at least 4 are needed")
-    graph = knn_graph(pairs.xy, min(n_neighbors, len(pairs) - 1))
-    frame, notes = _genes(pairs, graph, moran)
-    types, type_notes = _types(pairs, radius)
-    import pandas as pd
-
+    coordinates(table)  # says when they are hardly in µm
+    groups = regions(table)
+    groups = None if groups is None else np.unique(groups[pairs.predicted_rows], return_inverse=True)[1]
+    if groups is not None and moran == "all_pairs":
+        raise ValueError(
+            f"moran='all_pairs': predicted={predicted!r} holds several slides or regions, between which no distance is "
+            "known; use 'knn', or one slide"
+        )
+    check_radius(f"predicted={predicted!r}", pairs.xy, radius, groups=groups)
+    frame, notes = _genes(pairs, groups, n_neighbors, moran)
+    types, type_notes = _types(pairs, groups, radius)
     frame = pd.concat([frame, *types])
     write_frame(table, key_added, frame)
     write_frame(table, f"{key_added}_summary", _summary(frame))
@@ -132,7 +147,9 @@ def compare_tables(
     write_notes(table, key_added, {**pairs.notes, **notes, **type_notes, **parameters})
 
 
-def _genes(pairs: Pairs, graph: SpatialGraph, moran: str) -> tuple[pd.DataFrame, dict[str, Any]]:
+def _genes(
+    pairs: Pairs, groups: np.ndarray | None, n_neighbors: int, moran: str
+) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Statistics per gene of both sides, block by block."""
     import pandas as pd
 
@@ -140,12 +157,14 @@ def _genes(pairs: Pairs, graph: SpatialGraph, moran: str) -> tuple[pd.DataFrame,
     from ghistpy.geometry.graph import knn_graph
     from ghistpy.stats.metrics import column_blocks, dense_columns
 
-    nearest = knn_graph(pairs.xy, 1).weights
+    graph = knn_graph(pairs.xy, min(n_neighbors, len(pairs) - 1), groups=groups)
+    nearest = knn_graph(pairs.xy, 1, groups=groups).weights
     within = [_within(graph.weights, labels) for labels in (pairs.measured_type, pairs.predicted_type)]
-    row_standardised = graph.weights / graph.degree[:, None]
+    row_standardised = stats.row_standardised(graph.weights)
     found: dict[str, list[list[np.ndarray]]] = {name: [[], []] for name in _PER_GENE}
     for columns in column_blocks(len(pairs), len(pairs.genes)):
         for side, block in enumerate((dense_columns(pairs.truth, columns), pairs.predicted(columns))):
+            block = _about_own_mean(block, groups)
             if moran == "knn":
                 found["morans_i"][side].append(stats.morans_i(block, row_standardised))
             else:
@@ -162,8 +181,17 @@ def _genes(pairs: Pairs, graph: SpatialGraph, moran: str) -> tuple[pd.DataFrame,
         values = [np.concatenate(side) for side in sides]
         frames.append(_rows(name, pairs.genes, "", *values))
         left_out[name] = int(np.isnan(values).any(axis=0).sum())
-    notes = {"n_genes_without_value": left_out, "n_duplicates": graph.n_duplicates}
+    n_slides = 1 if groups is None else int(groups.max()) + 1
+    notes = {"n_genes_without_value": left_out, "n_duplicates": graph.n_duplicates, "n_slides": n_slides}
     return pd.concat(frames), notes
+
+
+def _about_own_mean(block: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
+    """Values less the mean of their slide, so that slides that differ are no structure."""
+    if groups is None:
+        return block
+    slides = np.eye(groups.max() + 1)[groups]
+    return block - slides @ ((slides.T @ block) / slides.sum(axis=0)[:, None])
 
 
 def _within(weights: Any, labels: np.ndarray | None) -> tuple[Any, np.ndarray] | None:
@@ -182,9 +210,10 @@ def _codes(labels: np.ndarray) -> tuple[np.ndarray, list[str]]:
     return np.asarray(column.codes, np.int64), [str(c) for c in column.categories]
 
 
-def _types(pairs: Pairs, radius: float) -> tuple[list[pd.DataFrame], dict[str, Any]]:
+def _types(pairs: Pairs, groups: np.ndarray | None, radius: float) -> tuple[list[pd.DataFrame], dict[str, Any]]:
     """Composition and interaction over the union of the types of both sides; cells typed on both."""
     from ghistpy import stats
+    from ghistpy.geometry.graph import radius_graph
 
     if pairs.measured_type is None or pairs.predicted_type is None:
         return [], {"cell_types": "not compared: a table has none"}
@@ -193,12 +222,13 @@ def _types(pairs: Pairs, radius: float) -> tuple[list[pd.DataFrame], dict[str, A
         return [], {"cell_types": "not compared: no cell has both"}
     names = sorted(set(pairs.measured_type[kept]) | set(pairs.predicted_type[kept]))
     position = {name: i for i, name in enumerate(names)}
-    near = stats.pairs_within(pairs.xy[kept], radius)
+    groups = None if groups is None else groups[kept]
+    near = stats.pairs_of_graph(radius_graph(pairs.xy[kept], radius, groups=groups).weights)
     shares, results = [], []
     for labels in (pairs.measured_type, pairs.predicted_type):
         codes = np.array([position[name] for name in labels[kept]])
         shares.append(stats.type_counts(codes, len(names))[0] / len(kept))
-        results.append(stats.cell_type_interaction(codes, len(names), near))
+        results.append(stats.cell_type_interaction(codes, len(names), near, groups=groups))
     labels = np.array(names, dtype=object)
     first, second = labels[results[0].first], labels[results[0].second]
     with np.errstate(divide="ignore", invalid="ignore"):

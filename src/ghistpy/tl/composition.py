@@ -8,7 +8,16 @@ import numpy as np
 
 from ghistpy import _keys
 from ghistpy.tl._notes import check_key, write_frame, write_notes
-from ghistpy.tl._table import Table, cell_types, coordinates, neighbours, resolve_table
+from ghistpy.tl._table import (
+    Table,
+    cell_types,
+    check_radius,
+    coordinates,
+    neighbours,
+    region_names,
+    regions,
+    resolve_table,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,13 +74,20 @@ def composition(
     Raises
     ------
     ValueError
-        No such table, column or coordinates, or a type column without a single type.
+        No such table, column or coordinates, a type column without a single type, a region named "all", a radius
+        that is no positive number.
+
+    Warns
+    -----
+    UserWarning
+        Coordinates or a radius that are hardly in µm.
 
     Notes
     -----
     Agreement is over the union of the types of both tables, missing ones 0. ``level="local"``: over
     the cells of this table that have typed reference cells within ``radius``, one row per type; neighbouring
-    surroundings overlap, so these correlations come without p-values. O(n), O(edges) with ``radius``.
+    surroundings overlap, so these correlations come without p-values. Cells of other slides or regions of a
+    table are in no surroundings, and slides meet those of the reference by name. O(n), O(edges) with ``radius``.
 
     Examples
     --------
@@ -129,7 +145,13 @@ def _regions(table: Table, groupby: str | None) -> tuple[np.ndarray, list[str]]:
     if groupby not in table.adata.obs:
         raise ValueError(f"groupby={groupby!r} is not a column of {table.label} (available: {list(table.adata.obs)})")
     column = pd.Categorical(table.adata.obs[groupby]).remove_unused_categories()
-    return np.asarray(column.codes, np.int64), [str(c) for c in column.categories]
+    names = [str(c) for c in column.categories]
+    if ALL in names:
+        raise ValueError(
+            f"groupby={groupby!r}: a region of {table.label} is named {ALL!r}, which stands for the whole slide in the "
+            f"result; rename it, as by adata.obs[{groupby!r}].astype(str).replace({ALL!r}, 'rest')"
+        )
+    return np.asarray(column.codes, np.int64), names
 
 
 def _frame(codes: np.ndarray, names: list[str], groups: np.ndarray, regions: list[str]) -> pd.DataFrame:
@@ -211,13 +233,15 @@ def _local_agreement(
     union = sorted(set(names) | set(other_names))
     here = np.zeros((table.n, len(union)))
     here[:, [union.index(n) for n in names]] = local
-    known = np.flatnonzero(other_codes >= 0)
-    pairs = cKDTree(coordinates(table)).sparse_distance_matrix(
-        cKDTree(coordinates(other)[known]), radius, output_type="ndarray"
-    )
-    position = np.array([union.index(n) for n in other_names])[other_codes[known]]
-    key = pairs["i"] * len(union) + position[pairs["j"]]
-    counts = np.bincount(key, minlength=table.n * len(union)).reshape(table.n, len(union)).astype(float)
+    position = np.append([union.index(n) for n in other_names], -1)[other_codes]  # -1: no type
+    xy, other_xy = coordinates(table), coordinates(other)
+    check_radius(other.label, other_xy, radius)
+    counts = np.zeros((table.n, len(union)))
+    for rows, other_rows in _same_slide(table, other):
+        other_rows = other_rows[position[other_rows] >= 0]
+        near = cKDTree(xy[rows]).sparse_distance_matrix(cKDTree(other_xy[other_rows]), radius, output_type="ndarray")
+        key = near["i"] * len(union) + position[other_rows][near["j"]]
+        counts[rows] = np.bincount(key, minlength=len(rows) * len(union)).reshape(len(rows), len(union))
     kept = (counts.sum(axis=1) > 0) & np.isfinite(here).all(axis=1)
     if kept.sum() < 2:
         return []
@@ -227,3 +251,17 @@ def _local_agreement(
         ("local", name, *(float(scores[m][i]) for m in ("pearson", "spearman", "rmse")), int(kept.sum()))
         for i, name in enumerate(union)
     ]
+
+
+def _same_slide(table: Table, other: Table) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Rows of both tables, slide by slide; all of them where each table is one slide."""
+    if regions(table) is None and regions(other) is None:
+        return [(np.arange(table.n), np.arange(other.n))]
+    ours, theirs = region_names(table), region_names(other)
+    if ours is None or theirs is None or not set(ours) & set(theirs):
+        found = [sorted(set(names)) if names is not None else None for names in (ours, theirs)]
+        raise ValueError(
+            f"reference: {table.label} and {other.label} annotate the slides or regions {found[0]} and {found[1]}, of "
+            "which none is common, so no surroundings can be compared; give both the same names of regions"
+        )
+    return [(np.flatnonzero(ours == name), np.flatnonzero(theirs == name)) for name in sorted(set(ours) & set(theirs))]

@@ -9,7 +9,7 @@ import numpy as np
 
 from ghistpy import _keys
 from ghistpy.tl._notes import check_key, write_frame, write_notes
-from ghistpy.tl._table import cell_types, neighbours, regions, resolve_table
+from ghistpy.tl._table import cell_types, neighbours, progress_bar, regions, resolve_table, whole_number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,6 +35,7 @@ def cell_type_interaction(
     n_perms: int = 0,
     seed: int = 0,
     key_added: str = _keys.INTERACTION,
+    progress: bool = True,
 ) -> None:
     """Count neighbour pairs by cell type, against types shuffled among the cells.
 
@@ -59,6 +60,8 @@ def cell_type_interaction(
         Of the permutations.
     key_added
         See Writes.
+    progress
+        Show a progress bar over permutations.
 
     Writes
     ------
@@ -82,8 +85,9 @@ def cell_type_interaction(
     -----
     **The null hypothesis** is that types are exchangeable among the cells, positions fixed: rejection is
     at the nominal level then, for rare and common types and clustered positions alike. Any niche breaks it,
-    so a small p does not say that two types seek each other. For in-silico tables p-values are withheld
-    (NaN): their types were refined by those of the neighbours. Slides of one table are shuffled apart.
+    so a small p does not say that two types seek each other. For in-silico tables p-values and z-scores, which
+    are the same claim, are withheld (NaN): their types were refined by those of the neighbours. Slides of one
+    table are shuffled apart.
 
     O(pairs · (1 + n_perms)).
 
@@ -91,7 +95,7 @@ def cell_type_interaction(
     --------
     >>> import ghistpy as gp
     >>> sdata = gp.datasets.simulate_slide(n_cells=300, n_genes=5)
-    >>> gp.tl.cell_type_interaction(sdata, radius=30, n_perms=99)
+    >>> gp.tl.cell_type_interaction(sdata, radius=30, n_perms=99, progress=False)
     >>> frame = sdata["measured"].uns["interaction"]
     >>> float(round(frame["fraction"].sum(), 6)), float(round(frame["expected"].sum(), 6))
     (1.0, 1.0)
@@ -100,19 +104,21 @@ def cell_type_interaction(
 
     table = resolve_table(adata_or_sdata, table_key)
     check_key(key_added)
-    if isinstance(n_perms, bool) or int(n_perms) != n_perms or n_perms < 0:
-        raise ValueError(f"n_perms={n_perms!r}: expected a whole number of at least 0")
+    n_perms = whole_number(n_perms, "n_perms")
     codes, names = cell_types(table, cell_type_key)
     if not names:
         raise ValueError(f"cell_type_key={cell_type_key!r}: no cell of {table.label} has a type")
     found = neighbours(table, graph=graph, n_neighbors=n_neighbors, radius=radius)
     pairs = stats.pairs_of_graph(found.weights)
     groups = regions(table)
-    result = stats.cell_type_interaction(codes, len(names), pairs, groups=groups, n_perms=int(n_perms), seed=seed)
     withheld = table.in_silico and n_perms > 0
     if withheld:
-        logger.warning("p-values of cell_type_interaction on %s are %s", table.label, WITHHELD)
-    write_frame(table, key_added, _frame(result, names, withheld))
+        logger.warning("p-values and z-scores of cell_type_interaction on %s are %s", table.label, WITHHELD)
+    result = stats.cell_type_interaction(
+        codes, len(names), pairs, groups=groups, n_perms=0 if withheld else n_perms, seed=seed,
+        progress=progress_bar(progress, "interaction"),
+    )  # fmt: skip
+    write_frame(table, key_added, _frame(result, names))
     notes = found.notes | {
         "cell_types": names,
         "cell_type_key": cell_type_key,
@@ -120,20 +126,19 @@ def cell_type_interaction(
         "n_cells": table.n,
         "n_without_type": int((codes < 0).sum()),
         "n_pairs": int(result.count.sum()),
-        "n_perms": int(n_perms),
+        "n_perms": n_perms,
         "seed": seed,
         "pval": WITHHELD if withheld else "two-sided; null: types are exchangeable among cells, positions fixed",
     }
     write_notes(table, key_added, notes)
 
 
-def _frame(result: Any, names: list[str], withheld: bool) -> pd.DataFrame:
+def _frame(result: Any, names: list[str]) -> pd.DataFrame:
     import pandas as pd
 
     from ghistpy import stats
 
     labels = np.array(names, dtype=object)
-    pval = np.full(len(result.pval), np.nan) if withheld else result.pval
     seen = (result.fraction > 0) & (result.expected > 0)
     ratio = np.divide(result.fraction, result.expected, out=np.ones(len(seen)), where=seen)
     return pd.DataFrame(
@@ -145,7 +150,7 @@ def _frame(result: Any, names: list[str], withheld: bool) -> pd.DataFrame:
             "expected": result.expected,
             "log2_ratio": np.where(seen, np.log2(ratio), np.nan),
             "zscore": result.zscore,
-            "pval": pval,
-            "pval_adj": stats.adjust_pvalues(pval),
+            "pval": result.pval,
+            "pval_adj": stats.adjust_pvalues(result.pval),
         }
     )

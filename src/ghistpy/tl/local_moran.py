@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ghistpy import _keys
-from ghistpy.tl._table import expression, gene_columns, neighbours, resolve_table
+from ghistpy.tl._notes import check_key
+from ghistpy.tl._table import neighbours, progress_bar, regions, resolve_table, whole_number
+from ghistpy.tl._values import expression, gene_columns
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -31,6 +33,7 @@ def local_moran(
     key_added: str = _keys.LOCAL_MORAN,
     seed: int = 0,
     n_jobs: int = -1,
+    progress: bool = True,
 ) -> None:
     """Local Moran's I of every cell for chosen genes, with its quadrant and, by permutations, a p-value.
 
@@ -49,6 +52,8 @@ def local_moran(
         Prefix of what is written.
     seed, n_jobs
         Of the draws; threads, -1 = all cores.
+    progress
+        Show a progress bar over the draws.
 
     Notes
     -----
@@ -65,7 +70,10 @@ def local_moran(
     ======================== ==== ============== =====================================================
 
     Neighbouring tests share cells: p-values of neighbours go together, and an adjustment over cells
-    (:func:`ghistpy.stats.adjust_pvalues`, ``"by"``) is for the reader to choose.
+    (:func:`ghistpy.stats.adjust_pvalues`, ``"by"``) is for the reader to choose. The null hypothesis at a cell is
+    that its neighbours are a random draw of the others: depth that varies over the tissue and values that were
+    blurred are rejected as a pattern of the gene is. Slides or regions of one table are tested each alone, about
+    its own mean. O(n · degree · n_perms) per gene.
 
     Raises
     ------
@@ -80,30 +88,36 @@ def local_moran(
     --------
     >>> import ghistpy as gp
     >>> table = gp.datasets.simulate_slide(n_cells=600, n_genes=10, seed=1).tables["measured"]
-    >>> gp.tl.local_moran(table, table.var_names[0], n_perms=99)
+    >>> gp.tl.local_moran(table, table.var_names[0], n_perms=99, progress=False)
     >>> table.obsm["local_moran"].shape
     (600, 1)
     """
     from ghistpy.stats.local_autocorrelation import local_moran as compute
 
-    genes = [genes] if isinstance(genes, str) else list(genes)
-    if not genes:
-        raise ValueError("genes: name at least one")
-    if isinstance(n_perms, bool) or int(n_perms) != n_perms or n_perms < 0:
-        raise ValueError(f"n_perms={n_perms!r}: expected a whole number of at least 0")
+    check_key(key_added)
+    n_perms = whole_number(n_perms, "n_perms")
     table = resolve_table(adata_or_sdata, table_key)
-    values = expression(table, layer=layer, columns=gene_columns(table, genes))
+    columns = gene_columns(table, genes)
+    values = expression(table, layer=layer, columns=columns)
     found = neighbours(table, graph=graph, n_neighbors=n_neighbors, radius=radius)
     withheld = table.in_silico and n_perms > 0
     if withheld:
         logger.warning("%s is predicted from H&E: p-values by permutation of values are withheld (NaN)", table.label)
-    result = compute(values, found.weights, n_perms=0 if withheld else n_perms, seed=seed, n_jobs=n_jobs)
+    result = compute(
+        values,
+        found.weights,
+        groups=regions(table),
+        n_perms=0 if withheld else n_perms,
+        seed=seed,
+        n_jobs=n_jobs,
+        progress=progress_bar(progress, "local_moran"),
+    )
     table.adata.obsm[key_added] = result.score
     table.adata.obsm[f"{key_added}_pval"] = result.pval
     table.adata.obsm[f"{key_added}_quadrant"] = result.quadrant
     table.adata.uns[key_added] = {
-        "genes": genes,
-        "n_perms": int(n_perms),
+        "genes": table.adata.var_names[columns].astype(str).tolist(),
+        "n_perms": n_perms,
         "withheld": "in-silico values are smooth by construction" if withheld else "",
         "n_constant_genes": int(np.isnan(result.score).all(axis=0).sum()),
         "layer": layer or "X",

@@ -10,13 +10,15 @@ import numpy as np
 
 from ghistpy import _keys
 from ghistpy.tl._notes import check_key, write_frame, write_notes
-from ghistpy.tl._table import Table, cell_types, coordinates, expression, gene_columns, neighbours, regions
-from ghistpy.tl._table import resolve_table as resolve
+from ghistpy.tl._table import Table, cell_types, coordinates, neighbours, regions, resolve_table, whole_number
+from ghistpy.tl._values import expression, gene_columns
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from scipy import sparse
     from spatialdata import SpatialData
+
+_NONE_NEARER = 0.001  # nearer neighbours of a cell on average, below which a least distance does nothing
 
 
 def neighborhood_correlation(
@@ -25,7 +27,7 @@ def neighborhood_correlation(
     table_key: str | None = None,
     layer: str | None = None,
     genes: Sequence[str] | None = None,
-    n_neighbors: int = 1,
+    n_neighbors: int | None = None,
     radius: float | None = None,
     graph: Any = None,
     within_type: bool = False,
@@ -49,11 +51,14 @@ def neighborhood_correlation(
     genes
         Genes to compute; the others get NaN. None = all.
     n_neighbors
-        Nearest neighbours of a cell; 1 is the form of the article and of scFeatures.
+        Nearest neighbours of a cell. None = 1, the form of the article and of scFeatures, where neither ``radius``
+        nor ``graph`` is given.
     radius
         µm; all cells within it are neighbours, in place of ``n_neighbors``.
     graph
-        A key of ``obsp`` (squidpy's graph), an (n, n) matrix, or an AnnData with one, in place of both.
+        A key of ``obsp`` (squidpy's graph), an (n, n) matrix, or an AnnData with one, in place of both. Unlike in the
+        other verbs a graph in ``obsp`` is used when it is named only: the *nearest* neighbour is the definition of
+        the statistic, whatever graph was made for something else.
     within_type
         Pairs of cells of one type only, means taken within the type: what is left when composition is
         taken out. One value per type is written beside the pooled one.
@@ -87,13 +92,20 @@ def neighborhood_correlation(
     ------
     ValueError
         NaN or infinite expression, no coordinates, a graph of other cells, unknown types or genes, fewer
-        than 4 cells, options that exclude each other.
+        than 4 cells, options that exclude each other, lengths that are no positive numbers.
+
+    Warns
+    -----
+    UserWarning
+        Coordinates or lengths that are hardly in µm; no cell has such a neighbour.
 
     Notes
     -----
     Pearson over pairs (cell, neighbour), every cell with the same weight. Pairs that are each other's
     nearest neighbour count twice. No p-value is given: neighbouring pairs share cells, so no standard test
-    of a correlation holds; see :func:`ghistpy.tl.svg` for tests. O(edges · genes).
+    of a correlation holds; see :func:`ghistpy.tl.svg` for tests. Slides or regions of one table share no
+    neighbours and have means of their own, so that a difference between them is no resemblance of neighbours.
+    O(edges · genes).
 
     References
     ----------
@@ -111,11 +123,11 @@ def neighborhood_correlation(
     """
     from ghistpy import stats
 
-    table = resolve(adata_or_sdata, table_key)
+    table = resolve_table(adata_or_sdata, table_key)
     check_key(key_added)
-    _check_options(within_type, between, graph, min_distance, radius)
+    _check_options(within_type, between, graph, n_neighbors, min_distance, radius)
     columns = gene_columns(table, genes)
-    X = expression(table, layer=layer, columns=columns)
+    X = expression(table, layer=layer, columns=columns, by_row=True)
     weights, notes = _weights(table, n_neighbors, radius, graph, min_distance, border_rule)
     strata = names = None
     if within_type or between is not None:
@@ -124,8 +136,7 @@ def neighborhood_correlation(
         weights = stats.edges_of_types(weights, codes, between=pair)
         strata = codes if within_type else None
         notes["n_without_type"] = int((codes < 0).sum())
-    basis = stats.density_basis(coordinates(table)) if adjust_density else None
-    result = stats.neighbor_correlation(X, weights, strata=strata, covariates=basis)
+    result = stats.neighbor_correlation(X, weights, strata=strata, covariates=_covariates(table, adjust_density))
     _write(table, columns, result, names if within_type else None, key_added)
     notes |= {
         "layer": layer,
@@ -144,44 +155,84 @@ def neighborhood_correlation(
         warnings.warn(f"no cell of {table.label} has such a neighbour: all values are NaN", UserWarning, stacklevel=2)
 
 
-def _check_options(within_type: bool, between: Any, graph: Any, min_distance: Any, radius: Any) -> None:
+def _check_options(
+    within_type: bool, between: Any, graph: Any, n_neighbors: Any, min_distance: Any, radius: Any
+) -> None:
+    from ghistpy.geometry.points import check_length
+
     if within_type and between is not None:
         raise ValueError("within_type=True and between= exclude each other")
     if between is not None and (isinstance(between, str) or len(between) != 2):
         raise ValueError(f"between={between!r}: expected (type, neighbour type)")
-    if graph is not None and (min_distance is not None or radius is not None):
-        raise ValueError("graph= brings its own neighbours; leave out radius= and min_distance=")
-    if min_distance is not None and (not np.isfinite(min_distance) or min_distance <= 0):
-        raise ValueError(f"min_distance={min_distance!r}: expected a positive distance in µm")
+    if sum(v is not None for v in (graph, n_neighbors, radius)) > 1:
+        raise ValueError("give one of graph=, n_neighbors= and radius=")
+    if graph is not None and min_distance is not None:
+        raise ValueError("graph= brings its own neighbours; leave out min_distance=")
+    for name, value in (("radius", radius), ("min_distance", min_distance)):
+        if value is not None:
+            check_length(value, name)
     if min_distance is not None and radius is not None and min_distance >= radius:
         raise ValueError(f"min_distance={min_distance!r} must be smaller than radius={radius!r}")
 
 
+def _covariates(table: Table, adjust_density: bool) -> np.ndarray | None:
+    """Columns to regress out: which slide or region a cell lies in, how crowded it is there."""
+    from ghistpy import stats
+
+    groups, columns = regions(table), []
+    if groups is not None:
+        columns.append((groups[:, None] == np.arange(1, groups.max() + 1)).astype(np.float64))
+    if adjust_density:
+        columns.append(stats.density_basis(coordinates(table), groups=groups))
+    return np.column_stack(columns) if columns else None
+
+
 def _weights(
-    table: Table, n_neighbors: int, radius: float | None, graph: Any, min_distance: float | None, border_rule: bool
+    table: Table,
+    n_neighbors: int | None,
+    radius: float | None,
+    graph: Any,
+    min_distance: float | None,
+    border_rule: bool,
 ) -> tuple[sparse.csr_array, dict[str, Any]]:
     """Graph and notes; rows of cells near the border are emptied by the border rule."""
-    from ghistpy.geometry.spaced import spaced_knn
-
-    if min_distance is not None and radius is None:
-        lengths = spaced_knn(coordinates(table), n_neighbors, min_distance, groups=regions(table))
-        weights = lengths.copy()
-        weights.data[:] = 1.0
-        source = f"{n_neighbors} nearest neighbours from {min_distance:g} µm on"
-        alone = int((np.diff(weights.indptr) == 0).sum())
-        notes = {"graph": source, "n_edges": int(weights.nnz), "n_isolated": alone}
-    elif graph is None and radius is None:
-        found = neighbours(table, n_neighbors=n_neighbors, distances=border_rule)
-        weights, lengths, notes = found.weights, found.distances, found.notes
+    nearest = graph is None and radius is None
+    k = whole_number(1 if n_neighbors is None else n_neighbors, "n_neighbors", 1) if nearest else None
+    if min_distance is not None and nearest:
+        weights, notes = _spaced(table, k, min_distance)
     else:
         needed = border_rule or min_distance is not None
-        found = neighbours(table, radius=radius, graph=graph, distances=needed)
-        weights, lengths, notes = found.weights, found.distances, found.notes
+        found = neighbours(table, n_neighbors=k, radius=radius, graph=graph, distances=needed)
+        weights, notes = found.weights, found.notes
         if min_distance is not None:
-            weights = _longer(weights, lengths, min_distance)
+            weights = _longer(weights, found.distances, min_distance)
     if border_rule:
         weights, notes["n_at_border"] = _away_from_border(table, weights)
     return weights, notes
+
+
+def _spaced(table: Table, k: int, min_distance: float) -> tuple[sparse.csr_array, dict[str, Any]]:
+    """The ``k`` nearest of those that are not too near."""
+    from ghistpy.geometry.points import count_duplicates, mean_within
+    from ghistpy.geometry.spaced import spaced_knn
+
+    xy, groups = coordinates(table), regions(table)
+    nearer = mean_within(xy, min_distance, groups=groups, argument="min_distance")
+    if nearer < _NONE_NEARER:
+        warnings.warn(
+            f"min_distance={min_distance:g} µm leaves out next to no neighbour ({nearer:.2g} of them are nearer, per "
+            "cell): is it in µm?",
+            UserWarning,
+            stacklevel=4,
+        )
+    weights = spaced_knn(xy, k, min_distance, groups=groups)
+    weights.data[:] = 1.0
+    return weights, {
+        "graph": f"{k} nearest neighbours from {min_distance:g} µm on",
+        "n_edges": int(weights.nnz),
+        "n_isolated": int((np.diff(weights.indptr) == 0).sum()),
+        "n_duplicates": count_duplicates(xy),
+    }
 
 
 def _longer(weights: sparse.csr_array, lengths: sparse.csr_array, least: float) -> sparse.csr_array:

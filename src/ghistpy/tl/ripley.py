@@ -10,7 +10,16 @@ import numpy as np
 
 from ghistpy import _keys
 from ghistpy.tl._notes import check_key, write_frame, write_notes
-from ghistpy.tl._table import Table, cell_types, coordinates, regions, resolve_table
+from ghistpy.tl._table import (
+    Table,
+    cell_types,
+    check_radius,
+    coordinates,
+    progress_bar,
+    regions,
+    resolve_table,
+    whole_number,
+)
 from ghistpy.tl.interaction import WITHHELD
 
 if TYPE_CHECKING:
@@ -18,6 +27,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from ghistpy.stats import Window
+    from ghistpy.stats.ripley import LabelTest
 
 logger = logging.getLogger("ghistpy")
 
@@ -37,6 +47,7 @@ def ripley_l(
     n_perms: int = 0,
     seed: int = 0,
     key_added: str = _keys.RIPLEY_L,
+    progress: bool = True,
 ) -> None:
     """Ripley's cross-type L of all ordered pairs of cell types, with isotropic edge correction.
 
@@ -66,6 +77,8 @@ def ripley_l(
         Of the permutations.
     key_added
         See Writes.
+    progress
+        Show a progress bar over permutations.
 
     Writes
     ------
@@ -82,14 +95,21 @@ def ripley_l(
     Raises
     ------
     ValueError
-        Cells of several slides in one table, an unknown window, no cell inside, no type with enough cells.
+        Cells of several slides in one table, an unknown window, no cell inside, no type with enough cells, a
+        radius that is no positive number or makes more than 200 million pairs.
+
+    Warns
+    -----
+    UserWarning
+        Coordinates or a radius that are hardly in µm; many cells outside the window.
 
     Notes
     -----
     L = √(K / π), and L(r) = r for types that ignore each other in homogeneous tissue. Density that varies
     over the window (nests, lumina) raises L of all pairs of types. So the p-value asks another question:
     positions fixed, are the *types* exchangeable? It is two-sided, for the mean of L(r) - r, and of nominal
-    level under that null only; niches of types break it. For in-silico tables it is withheld (NaN).
+    level under that null only; niches of types break it. For in-silico tables p-value and band are withheld
+    (NaN): types that follow those of their neighbours leave the band of shuffled types everywhere.
 
     The share of a circle inside the window is exact for any polygon with holes. O(pairs · (1 + n_perms)).
 
@@ -107,13 +127,16 @@ def ripley_l(
     True
     """
     from ghistpy import stats
-    from ghistpy.stats.ripley import fixed_radii, ripley_pairs
+    from ghistpy.stats.ripley import fixed_radii, random_labelling, ripley_pairs
 
     table = resolve_table(adata_or_sdata, table_key)
     check_key(key_added)
+    n_perms = whole_number(n_perms, "n_perms")
     _check(table, grid, n_perms)
     radii = fixed_radii(max_radius, step)
     codes, names = cell_types(table, cell_type_key)
+    if not names:
+        raise ValueError(f"cell_type_key={cell_type_key!r}: no cell of {table.label} has a type")
     xy = coordinates(table)
     area, inside, source = _window(adata_or_sdata, xy, window)
     codes, xy = codes[inside], xy[inside]
@@ -128,21 +151,27 @@ def ripley_l(
     }
     codes, names, rare = _frequent(codes, names, min_cells, table)
     notes |= {"cell_types": names, "rare_types": rare, "min_cells": min_cells, "n_perms": n_perms, "seed": seed}
+    check_radius(table.label, xy, max_radius, argument="max_radius")
     pairs = ripley_pairs(xy, area, max_radius)
     if grid == "fixed":
         _write_fixed(table, key_added, stats.cross_l(pairs, codes, len(names), radii), radii, codes, names)
     else:
         _write_spatstat(table, key_added, pairs, area, codes, names, max_radius)
-    if n_perms:
-        notes["pval"] = _test(table, key_added, pairs, codes, names, radii, int(n_perms), seed)
+    if n_perms and table.in_silico:
+        logger.warning("p-values and envelope of ripley_l on %s are %s", table.label, WITHHELD)
+        notes["pval"] = WITHHELD
+    elif n_perms:
+        test = random_labelling(
+            pairs, codes, len(names), radii, n_perms=n_perms, seed=seed, progress=progress_bar(progress, "ripley_l")
+        )
+        _write_test(table, key_added, test)
+        notes["pval"] = "two-sided, of the score; null: types are exchangeable among cells, positions fixed"
     write_notes(table, key_added, notes)
 
 
 def _check(table: Table, grid: str, n_perms: int) -> None:
     if grid not in ("fixed", "spatstat"):
         raise ValueError(f"grid={grid!r}: expected 'fixed' or 'spatstat'")
-    if isinstance(n_perms, bool) or int(n_perms) != n_perms or n_perms < 0:
-        raise ValueError(f"n_perms={n_perms!r}: expected a whole number of at least 0")
     if n_perms and grid == "spatstat":
         raise ValueError("grid='spatstat' is for parity of scores; use grid='fixed' with n_perms")
     if regions(table) is not None:
@@ -173,7 +202,7 @@ def _window(adata_or_sdata: Any, xy: np.ndarray, window: Any) -> tuple[Window, n
         return _polygon(_union_um(adata_or_sdata, window), xy, f"shapes {window!r}")
     if hasattr(window, "geom_type"):
         return _polygon(window, xy, "polygon")
-    if len(window) != 4:
+    if not hasattr(window, "__len__") or len(window) != 4:
         raise ValueError(f"window={window!r}: expected (x0, y0, x1, y1) in µm")
     x0, y0, x1, y1 = (float(v) for v in window)
     area = stats.Window.rectangle(x0, y0, x1, y1)
@@ -284,17 +313,9 @@ def _write_spatstat(
     _write_scores(table, key, score, codes, names)
 
 
-def _test(
-    table: Table, key: str, pairs: Any, codes: np.ndarray, names: list[str], radii: np.ndarray, n_perms: int, seed: int
-) -> str:
+def _write_test(table: Table, key: str, test: LabelTest) -> None:
     from ghistpy import stats
-    from ghistpy.stats.ripley import random_labelling
 
-    test = random_labelling(pairs, codes, len(names), radii, n_perms=n_perms, seed=seed)
     frame, scores = table.adata.uns[key], table.adata.uns[f"{key}_scores"]
     frame["low"], frame["high"] = test.low.ravel(), test.high.ravel()
-    if table.in_silico:
-        logger.warning("p-values of ripley_l on %s are %s", table.label, WITHHELD)
-        return WITHHELD
     scores["pval"], scores["pval_adj"] = test.pval.ravel(), stats.adjust_pvalues(test.pval.ravel())
-    return "two-sided, of the score; null: types are exchangeable among cells, positions fixed"
