@@ -4,7 +4,8 @@
 
 Every gene has calls of its own, which is the dearest case: real genes share theirs. ``--tcga`` permutes the
 patients of TCGA-BRCA 20 times and prints how often some test is significant after Bonferroni, with and
-without normal scores. Writes OUT/cna.json.
+without normal scores; and it compares what principal components of expression as covariates do to the first
+500 pairs, with the same calibration. Writes OUT/cna.json.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import scanpy as sc
 from anndata import AnnData
 
 import ghistpy as gp
@@ -32,7 +34,7 @@ def main() -> None:
     parser.add_argument("--permutations", type=int, default=3)
     parser.add_argument("--tcga", action="store_true")
     args = parser.parse_args()
-    rows = [*size(args)] + (calibration() if args.tcga else [])
+    rows = [*size(args)] + ([*calibration(), *components()] if args.tcga else [])
     print(pd.DataFrame(rows).to_string(index=False))
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "cna.json").write_text(json.dumps(rows, indent=1))
@@ -69,32 +71,80 @@ def size(args: argparse.Namespace) -> list[dict]:
 
 def calibration() -> list[dict]:
     """Family-wise error of Bonferroni, λ and BH discoveries on permuted patients of TCGA-BRCA."""
-    adata, cna = gp.datasets.tcga_brca(), gp.datasets.tcga_brca("cna")
-    few_ties = np.array([np.unique(x, return_counts=True)[1].max() < 0.05 * len(x) for x in adata.X.T])
-    adata = adata[:, few_ties].copy()
+    adata, cna = tcga()
     out = []
     for min_samples in (5, 20, 50):
         for transform in ("rank_normal", None):
-            hits, lam, false = [], [], []
-            for seed in range(20):
-                shuffled = cna.copy()
-                shuffled.obs_names = np.random.default_rng(seed).permutation(cna.obs_names)
-                options = {"transform": transform, "min_samples": min_samples, "progress": False}
-                gp.tl.cna_association(adata, shuffled, **options)
-                stored = adata.uns["cna_association"]
-                notes = json.loads(stored["notes"])
-                hits.append(np.nanmin(stored["log10_pval"]) < np.log10(0.05 / notes["n_tests"]))
-                false.append(int((stored["log10_pval_adj"] <= np.log10(0.05)).sum()))
-                lam.append(notes["inflation"])
-            out.append(
-                {
-                    "what": f"TCGA permuted, {transform}, min_samples={min_samples}",
-                    "FWER of Bonferroni": float(np.mean(hits)),
-                    "median λ": float(np.median(lam)),
-                    "median BH discoveries": float(np.median(false)),
-                }
-            )
+            what = f"TCGA permuted, {transform}, min_samples={min_samples}"
+            out.append({"what": what} | permuted(adata, cna, transform=transform, min_samples=min_samples))
     return out
+
+
+def tcga() -> tuple[AnnData, AnnData]:
+    """Features without ties, which are tested without permutations; principal components of all of them."""
+    adata, cna = gp.datasets.tcga_brca(), gp.datasets.tcga_brca("cna")
+    sc.pp.pca(adata, n_comps=10)
+    few_ties = np.array([np.unique(x, return_counts=True)[1].max() < 0.05 * len(x) for x in adata.X.T])
+    return adata[:, few_ties].copy(), cna
+
+
+def permuted(adata: AnnData, cna: AnnData, **options: object) -> dict:
+    """The patients of the calls shuffled 20 times."""
+    hits, lam, false = [], [], []
+    for seed in range(20):
+        shuffled = cna.copy()
+        shuffled.obs_names = np.random.default_rng(seed).permutation(cna.obs_names)
+        gp.tl.cna_association(adata, shuffled, progress=False, **options)
+        stored = adata.uns["cna_association"]
+        notes = json.loads(stored["notes"])
+        hits.append(np.nanmin(stored["log10_pval"]) < np.log10(0.05 / notes["n_tests"]))
+        false.append(int((stored["log10_pval_adj"] <= np.log10(0.05)).sum()))
+        lam.append(notes["inflation"])
+    return {
+        "FWER of Bonferroni": float(np.mean(hits)),
+        "median λ": float(np.median(lam)),
+        "median BH discoveries": float(np.median(false)),
+    }
+
+
+def components() -> list[dict]:
+    """How many of the first pairs are in cis when principal components of expression are covariates."""
+    adata, cna = tcga()
+    whole, out = adata.obsm["X_pca"], []
+    for n in (0, 1, 2, 5, 10):
+        adata.obsm["factors"] = whole[:, :n]
+        options = {"covariates": "factors" if n else None, "progress": False}
+        gp.tl.cna_association(adata, cna, **options)
+        pairs, loci = gp.get.cna(adata, n_top=500), gp.get.cna(adata, part="loci")
+        notes = pairs.attrs["notes"]
+        row = {"what": f"TCGA, {n} principal components", "λ": notes["inflation"], "loci": len(loci)}
+        row["significant"] = int(loci["n_genes"].sum())
+        row |= {f"cis of {k}": float(pairs["cis"][:k].mean()) for k in (100, 200, 300, 400, 450, 500)}
+        row["cis of loci"] = float(loci["cis"].mean())
+        row["on one chromosome"] = float((pairs["chrom"] == chromosome_of(adata)[pairs["feature"]].to_numpy()).mean())
+        row |= ranks(adata, "ERBB2")
+        out.append(
+            row | {f"permuted: {k}": v for k, v in permuted(adata, cna, covariates=options["covariates"]).items()}
+        )
+        print(pd.Series(out[-1]).to_string(), flush=True)
+    return out
+
+
+def chromosome_of(adata: AnnData) -> pd.Series:
+    """Chromosome of the gene of each feature."""
+    return gp.get.cna(adata, part="features").set_index("feature")["chrom"]
+
+
+def ranks(adata: AnnData, gene: str) -> dict:
+    """Rank of a gene with itself among all pairs and among the pairs of a gene with itself."""
+    pairs = gp.get.cna(adata)
+    own = pairs[pairs["gene"] == pairs["feature_gene"]]["gene"].tolist()
+    itself = (pairs["gene"] == gene) & (pairs["feature_gene"] == gene)
+    return {
+        f"rank of {gene}": int(np.flatnonzero(itself)[0]) + 1,
+        f"rank of {gene} among {len(own)} same-gene pairs": own.index(gene) + 1,
+        "first of them": " ".join(own[:7]),
+    }
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from anndata import AnnData
 from scipy import stats
 
 import ghistpy as gp
+from ghistpy.tl import _genome
 
 
 @pytest.fixture
@@ -122,6 +123,76 @@ def test_covariates_take_a_confounded_association_away():
     assert set(gp.get.cna(adata, part="features")["test"]) == {"HC2"}
 
 
+def test_covariates_of_obsm_are_their_columns(cohort):
+    rng = np.random.default_rng(1)
+    factors = rng.normal(size=(150, 3))
+    factors[4, 1] = np.nan
+    cohort.obsm["X_pca"] = factors
+    for k in range(3):
+        cohort.obs[f"factor{k}"] = factors[:, k]
+    joint = associate(cohort, covariates=["age", "X_pca"])
+    pd.testing.assert_frame_equal(joint, associate(cohort, covariates=["age", "factor0", "factor1", "factor2"]))
+    assert joint.attrs["notes"]["patients_without_covariates"] == ["P0004"]
+    cohort.obsm["age"] = factors
+    with pytest.raises(ValueError, match=r"covariates='age' is a column of adata.obs and a key of adata.obsm"):
+        associate(cohort, covariates="age")
+    cohort.obsm["wide"] = rng.normal(size=(150, 149))
+    with pytest.raises(ValueError, match="covariates=.'wide'.: 149 columns leave nothing to test on 150"):
+        associate(cohort, covariates="wide")
+
+
+def test_infinite_values_are_refused(cohort):
+    cohort.obs["purity"] = cohort.obs["purity"].where(np.arange(150) > 1, np.inf)
+    with pytest.raises(ValueError, match="covariates='purity': 2 values are infinite"):
+        associate(cohort, covariates="purity")
+    cohort.X[3, 5] = -np.inf
+    with pytest.raises(ValueError, match=f"infinite values in the features {cohort.var_names[5]}"):
+        associate(cohort)
+
+
+def test_a_layer_is_tested(cohort):
+    expected = associate(cohort, transform=None)
+    cohort.layers["scaled"], cohort.X = cohort.X, np.zeros_like(cohort.X)
+    pd.testing.assert_frame_equal(associate(cohort, transform=None, layer="scaled")["t"].to_frame(), expected[["t"]])
+
+
+def test_loci_are_clumps_of_pairs(cohort):
+    pairs = associate(cohort, n_permutations=9)
+    pairs = pairs[pairs["pval_adj"] <= 0.1]
+    loci = gp.get.cna(cohort, part="loci", level=0.1, r2=0.3)
+    calls = cohort.uns["cna"].clip(-1, 1)
+    expected = []
+    for (_, _), part in pairs.groupby(["feature", "chrom"]):
+        part = part.sort_values("log10_pval", kind="stable")
+        while len(part):
+            r = np.array([np.corrcoef(calls[part["gene"].iloc[0]], calls[g])[0, 1] for g in part["gene"]])
+            taken = part[r**2 >= 0.3]
+            expected.append((*part.iloc[0][["feature", "log10_pval"]], taken["start"].min(), len(taken)))
+            part = part[r**2 < 0.3]
+    found = list(loci[["feature", "log10_pval", "region_start", "n_genes"]].itertuples(index=False, name=None))
+    assert sorted(found) == sorted(expected)
+    assert loci["n_genes"].sum() == len(pairs)
+    assert len(loci) < len(pairs) / 2
+    assert loci["log10_pval"].is_monotonic_increasing
+    assert (loci["region_end"] >= loci["region_start"]).all()
+    assert gp.get.cna(cohort, part="loci", level=0.0).empty
+    with pytest.raises(ValueError, match="r2=2: expected"):
+        gp.get.cna(cohort, part="loci", r2=2)
+
+
+def test_names_of_chromosomes(cohort):
+    positions = cohort.uns["positions"]
+    chrom = np.full(len(positions), 1.0)
+    chrom[3:5] = 23
+    associate(cohort, positions=positions.assign(chrom=chrom))
+    notes = json.loads(cohort.uns["cna_association"]["notes"])
+    assert notes["genes_on_sex_chromosomes"] == positions["gene"][3:5].tolist()
+    assert set(gp.get.cna(cohort, part="bins")["chrom"]) == {"chr1"}
+    names = {"x": "chrX", "chrx": "chrX", "Chr1": "chr1", 7: "chr7", "02": "chr2", "24": "chrY", "MT": "chrM"}
+    names |= {" chr3 ": "chr3", "GL000192.1": "chrGL000192.1", "chr6_cox_hap2": "chr6_cox_hap2"}
+    assert {name: _genome.chromosome(name) for name in names} == names
+
+
 def test_who_and_what_is_left_out_is_counted_and_named(cohort, caplog):
     cna = cohort.uns["cna"].copy()
     cna = cna.iloc[5:]
@@ -139,7 +210,7 @@ def test_who_and_what_is_left_out_is_counted_and_named(cohort, caplog):
     notes = found.attrs["notes"]
     assert notes["patients_without_calls"] == cohort.obs_names[:5].tolist()
     assert notes["patients_with_calls_only"] == ["stranger"]
-    assert notes["patients_without_covariates"] == 2
+    assert notes["patients_without_covariates"] == ["P0148", "P0149"]
     assert notes["genes_on_sex_chromosomes"] == [cna.columns[0]]
     assert notes["genes_without_position"] == cna.columns[[7, 8]].tolist()
     assert notes["features_all_missing"] == [cohort.var_names[20]]
@@ -179,8 +250,9 @@ def test_genes_in_several_places(cohort):
         ({"min_samples": 80}, "min_samples=80"),
         ({"bin_size": 0}, "bin_size=0"),
         ({"n_permutations": -1}, "n_permutations=-1"),
-        ({"covariates": "subtype"}, "covariates=.'subtype'. are not in adata.obs"),
-        ({"kind": "CCI"}, "kind=.'CCI'.: there is no such feature"),
+        ({"covariates": "subtype"}, "covariates=.'subtype'. are neither columns of adata.obs"),
+        ({"kind": "CCI"}, "kind='CCI': there are no features of .'CCI'."),
+        ({"layer": "scaled"}, "layer='scaled' is not among the layers"),
         ({"patient_key": "id"}, "patient_key='id' is not in adata.obs"),
     ],
 )
