@@ -56,8 +56,14 @@ def _identity(function: Any) -> Any:
 
 def _code(code: types.CodeType) -> list[Any]:
     """What code does: two functions of one line have the same source, but not the same instructions."""
-    constants = [_code(c) if isinstance(c, types.CodeType) else c for c in code.co_consts]
-    return [code.co_code, code.co_names, code.co_varnames, code.co_freevars, constants]
+    return [code.co_code, code.co_names, code.co_varnames, code.co_freevars, list(map(_constant, code.co_consts))]
+
+
+def _constant(value: Any) -> Any:
+    if isinstance(value, types.CodeType):
+        return _code(value)
+    # the order of a set changes from one process to the next
+    return ["set", *sorted(map(repr, value))] if isinstance(value, frozenset) else value
 
 
 def stamp(path: Path) -> str | None:
