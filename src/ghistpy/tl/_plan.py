@@ -53,6 +53,12 @@ def make_plan(
         if notes[what]:
             logger.warning("cohort_features: %d %s", len(notes[what]), what.replace("_", " "))
     plan = options | {"kinds": kinds, "cell_types": types, "gene_sets": kept, "lr_pairs": present, "notes": notes}
+    plan["morphology"] = list(dict.fromkeys(name for one in found.values() for name in one["morphology"]))
+    if "image_morphology" in kinds and not plan["morphology"]:
+        raise ValueError(
+            "kinds: 'image_morphology' needs obs['area_um2'] or obsm['morphology'] in the tables; no training sample "
+            "has either"
+        )
     plan["genes"] = {k: _genes_of(k, chosen, found, types, panel, n_top) for k in selected}
     if "pathway_prop" in kinds:
         names = list(sets)
@@ -85,6 +91,9 @@ def _genes_of(
     elif isinstance(chosen, Mapping):
         chosen = None
     if isinstance(chosen, Mapping):
+        unknown = sorted(set(map(str, chosen)) - set(types))
+        if unknown:
+            raise ValueError(f"genes[{kind!r}]: there are no cells of types {unknown[:5]}; types are {types}")
         return {t: _known(chosen.get(t, []), panel) for t in types}
     if chosen is not None:
         genes = _known(chosen, panel)
