@@ -14,13 +14,21 @@ _COLLINEAR = 1e-8  # share of its variance that a group indicator must keep besi
 
 
 def residuals(features: Features, covariates: np.ndarray) -> Features:
-    """What linear regression on covariates (n, q) leaves of the features, missing values apart."""
+    """What linear regression on covariates (n, q) leaves of the features, missing values apart.
+
+    Each residual is divided by sqrt(1 - leverage), so that it has the variance of the error: permuted
+    residuals would otherwise vary less than what was observed.
+    """
     z = features.z.copy()
     for p in range(features.present.shape[1]):
         columns, rows = np.flatnonzero(features.pattern == p), features.present[:, p] > 0
         design = np.column_stack([np.ones(rows.sum()), covariates[rows]])
+        basis, size, _ = np.linalg.svd(design, full_matrices=False)
+        basis = basis[:, size > 1e-10 * size[0]]
         at = np.ix_(rows, columns)
-        z[at] -= design @ np.linalg.lstsq(design, z[at], rcond=None)[0]
+        z[at] -= basis @ (basis.T @ z[at])
+        left = 1 - (basis**2).sum(axis=1)
+        z[at] /= np.sqrt(np.where(left > 1e-9, left, 1.0))[:, None]
     return Features(z, features.center, features.scale, features.present, features.pattern)
 
 

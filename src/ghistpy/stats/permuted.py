@@ -119,7 +119,7 @@ def permutation_null(
     from concurrent.futures import ThreadPoolExecutor
 
     run = _Runner(design, features)
-    observed = run.deviates(np.arange(len(features.z)))
+    observed = run.deviates()
     score = None if design.bins is None else run.bin_scores(observed)
     K, n_ties = len(design.low), int(design.ties.sum())
     exceed = np.zeros((K, n_ties), np.int32)
@@ -156,16 +156,17 @@ class _Runner:
         self.low, self.high = design.low.astype(np.float32), design.high.astype(np.float32)
         self.present = features.present.astype(np.float32)
         if design.covariates is not None:
-            # the regression takes the covariates out again, so that their part changes no statistic
             features = residuals(features, design.covariates)
             self.complete = features.present.all(axis=0)
             everybody = np.ones(len(features.z), dtype=bool)
             self.fits = list(self._regressions(everybody)) if self.complete.any() else []
         self.z = features.z.astype(np.float32)
 
-    def deviates(self, order: np.ndarray) -> np.ndarray:
-        """(K, F) float32 normal deviates, >= 0; NaN where a group is too small."""
-        z, present = self.z[order], self.present[order]
+    def deviates(self, order: np.ndarray | None = None) -> np.ndarray:
+        """(K, F) float32 normal deviates, >= 0, observed or in an order; NaN where a group is too small."""
+        z, present = self.features.z.astype(np.float32), self.present
+        if order is not None:
+            z, present = self.z[order], self.present[order]
         if self.design.covariates is not None:
             return self._adjusted(z, present > 0)
         ties, pattern = self.design.ties, self.features.pattern

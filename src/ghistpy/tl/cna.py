@@ -123,7 +123,8 @@ def cna_association(
 
     Genes on chrX and chrY and genes without position are left out and counted. With covariates: least
     squares with heteroscedastic errors (HC2) and degrees of freedom after Bell and McCaffrey, which without
-    covariates is Welch's test. On small groups this errs on the safe side.
+    covariates is Welch's test. On small groups this errs on the safe side. The adjustment is linear in the
+    covariates: of a feature with ties, which cannot follow one linearly, it leaves a rest (see docs).
 
     Cost: O(K' n F) for K' distinct rows of calls, n patients; as much again per permutation.
 
