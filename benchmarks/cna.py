@@ -4,7 +4,7 @@
 
 Every gene has calls of its own, which is the dearest case: real genes share theirs. ``--tcga`` permutes the
 patients of TCGA-BRCA 20 times and prints how often some test is significant after Bonferroni, with and
-without normal scores; and it compares what principal components of expression as covariates do to the first
+without normal scores; it compares what principal components of expression as covariates do to the first
 500 pairs, with the same calibration. Writes OUT/cna.json.
 """
 
@@ -20,9 +20,10 @@ import numpy as np
 import pandas as pd
 import scanpy as sc
 from anndata import AnnData
-from scipy.stats import norm, rankdata
 
 import ghistpy as gp
+from ghistpy.stats.adjusted import adjusted_welch
+from ghistpy.stats.association import prepare, rank_normal
 
 
 def main() -> None:
@@ -35,7 +36,7 @@ def main() -> None:
     parser.add_argument("--permutations", type=int, default=3)
     parser.add_argument("--tcga", action="store_true")
     args = parser.parse_args()
-    rows = [*size(args)] + ([*calibration(), *components()] if args.tcga else [])
+    rows = [*size(args), *small_groups()] + ([*calibration(), *components()] if args.tcga else [])
     print(pd.DataFrame(rows).to_string(index=False))
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "cna.json").write_text(json.dumps(rows, indent=1))
@@ -70,6 +71,25 @@ def size(args: argparse.Namespace) -> list[dict]:
     return out
 
 
+def small_groups() -> list[dict]:
+    """p-values of the adjusted test where calls and features follow the covariate, over what is expected."""
+    out = []
+    for n in (25, 40, 80, 200):
+        below, smaller = [], []
+        for seed in range(60):
+            rng = np.random.default_rng(seed)
+            burden = rng.normal(size=n)
+            calls = np.clip(np.rint(0.8 * rng.normal(size=(200, n)) + burden), -1, 1)
+            values = prepare(rank_normal(rng.normal(size=(n, 25)) + burden[:, None]))
+            found = adjusted_welch(calls < 0, calls > 0, values, burden[:, None], min_samples=5)
+            below.append(np.exp(found.log_p[np.isfinite(found.log_p)]))
+            smaller.append(np.minimum(found.n_low, found.n_high))
+        p = np.concatenate(below)
+        row = {"what": f"null with covariate, {n} patients, smaller group {np.median(smaller):.0f}"}
+        out.append(row | {f"p <= {a:g} / expected": float((p <= a).mean() / a) for a in (0.05, 0.01, 1e-3, 1e-4)})
+    return out
+
+
 def calibration() -> list[dict]:
     """Family-wise error of Bonferroni, λ and BH discoveries on permuted patients of TCGA-BRCA."""
     adata, cna = tcga()
@@ -84,17 +104,17 @@ def calibration() -> list[dict]:
 def tcga() -> tuple[AnnData, AnnData]:
     """Features without ties, which are tested without permutations; principal components of all features."""
     adata, cna = gp.datasets.tcga_brca(), gp.datasets.tcga_brca("cna")
-    adata.layers["scores"] = norm.ppf((rankdata(adata.X, axis=0) - 0.375) / (adata.n_obs + 0.25))
+    adata.layers["scores"] = rank_normal(adata.X)
     sc.pp.pca(adata, n_comps=10, key_added="values")
     sc.pp.pca(adata, n_comps=10, layer="scores", key_added="scores")
     few_ties = np.array([np.unique(x, return_counts=True)[1].max() < 0.05 * len(x) for x in adata.X.T])
     return adata[:, few_ties].copy(), cna
 
 
-def permuted(adata: AnnData, cna: AnnData, **options: object) -> dict:
-    """The patients of the calls shuffled 20 times."""
+def permuted(adata: AnnData, cna: AnnData, times: int = 20, **options: object) -> dict:
+    """The patients of the calls shuffled, so that they have nothing to do with features and covariates."""
     hits, lam, false = [], [], []
-    for seed in range(20):
+    for seed in range(times):
         shuffled = cna.copy()
         shuffled.obs_names = np.random.default_rng(seed).permutation(cna.obs_names)
         gp.tl.cna_association(adata, shuffled, progress=False, **options)
@@ -116,19 +136,20 @@ def components() -> list[dict]:
     out = []
     for of, n in [("scores", n) for n in (0, 1, 2, 5, 10)] + [("values", n) for n in (2, 5, 10)]:
         adata.obsm["factors"] = adata.obsm[of][:, :n]
-        options = {"covariates": "factors" if n else None, "progress": False}
-        gp.tl.cna_association(adata, cna, **options)
+        options = {"covariates": "factors" if n else None}
+        gp.tl.cna_association(adata, cna, n_permutations=20, progress=False, **options)
         pairs, loci = gp.get.cna(adata, n_top=500), gp.get.cna(adata, part="loci")
         notes = pairs.attrs["notes"]
         row = {"what": f"TCGA, {n} principal components of {of}", "λ": notes["inflation"], "loci": len(loci)}
+        row["λ of permuted residuals"] = notes["inflation_permuted"]
         row["significant"] = int(loci["n_genes"].sum())
         row |= {f"cis of {k}": float(pairs["cis"][:k].mean()) for k in (100, 200, 300, 400, 450, 500)}
         row["cis of loci"] = float(loci["cis"].mean())
         row["on one chromosome"] = float((pairs["chrom"] == chromosome_of(adata)[pairs["feature"]].to_numpy()).mean())
         row |= ranks(adata, "ERBB2")
-        out.append(
-            row | {f"permuted: {k}": v for k, v in permuted(adata, cna, covariates=options["covariates"]).items()}
-        )
+        if of == "scores":
+            row |= {f"permuted: {k}": v for k, v in permuted(adata, cna, times=10, **options).items()}
+        out.append(row)
         print(pd.Series(out[-1]).to_string(), flush=True)
     return out
 
