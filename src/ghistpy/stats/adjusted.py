@@ -73,7 +73,9 @@ class Regression:
         # a patient with leverage 1 is fitted exactly and has no residual
         fitted = leverage >= 1 - 1e-9
         D = np.where(fitted, 0.0, weight**2 / np.where(fitted, 1.0, 1 - leverage))
-        moments = _quadratic_moments(low, high, D, np.where(fitted, 0.0, weight), rest, C, pairs, inverse, 1 / power)
+        metric = np.zeros((len(low), size + 1, size + 1))
+        metric[:, :-1, :-1], metric[:, -1, -1] = inverse, np.nan_to_num(1 / power)
+        moments = _quadratic_moments((low, high), D, np.where(fitted, 0.0, weight), rest, C, metric)
         arrays = slope, inverse, members, weight, D * low, D * high, (D * low) @ pairs, (D * high) @ pairs, 1 / power
         return cls(*(a.astype(dtype) for a in (C, *arrays, moments)))
 
@@ -114,28 +116,23 @@ def _quadratic_form(coefficients: np.ndarray, cross: np.ndarray) -> np.ndarray:
 
 
 def _quadratic_moments(
-    low: np.ndarray,
-    high: np.ndarray,
+    groups: tuple[np.ndarray, np.ndarray],
     D: np.ndarray,
     weight: np.ndarray,
     rest: np.ndarray,
     C: np.ndarray,
-    pairs: np.ndarray,
-    inverse: np.ndarray,
-    spread: np.ndarray,
+    metric: np.ndarray,
 ) -> np.ndarray:
     """Σ weight² by group, and traces and squared norms by group of G = M D M, M what regression leaves, (k, 7).
 
-    The variance is y' G y. With u_i the rows of an orthonormal basis of the design, M = 1 - U U', sums of
-    G_ij² over groups are traces of products of S^p = Σ D_i^p u_i u_i', small matrices by group.
+    The variance is y' G y. With X = (C, rest) and its inverse cross products ``metric``, M = 1 - X metric X', and
+    sums of G_ij² over groups are traces of products of S^p = Σ D_i^p x_i x_i' metric, small matrices by group.
     """
-    size = C.shape[1] + 1
-    metric = np.zeros((len(D), size, size))
-    metric[:, :-1, :-1], metric[:, -1, -1] = inverse, np.nan_to_num(spread)
+    pairs = np.einsum("ni,nj->nij", C, C).reshape(len(C), -1)
 
     def moment(w: np.ndarray) -> np.ndarray:
-        out = np.empty((len(D), size, size))
-        out[:, :-1, :-1] = (w @ pairs).reshape(-1, size - 1, size - 1)
+        out = np.empty_like(metric)
+        out[:, :-1, :-1] = (w @ pairs).reshape(len(w), C.shape[1], -1)
         out[:, -1, :-1] = out[:, :-1, -1] = (w * rest) @ C
         out[:, -1, -1] = (w * rest**2).sum(axis=1)
         return out @ metric
@@ -146,16 +143,19 @@ def _quadratic_moments(
             product = product @ factor
         return np.einsum("kij,kji->k", product, factors[-1])
 
-    S = [[moment(group * D**power) for power in range(3)] for group in (low, high)]
+    S = [[moment(group * D**power) for power in range(3)] for group in groups]
     W = S[0][1] + S[1][1]
-    out = [(group * weight**2).sum(axis=1) for group in (low, high)]
-    for group, s in zip((low, high), S, strict=True):
-        out.append((group * D).sum(axis=1) + trace(s[0], W) - 2 * np.einsum("kii->k", s[1]))
-    for (group, s), (other, r) in (((low, S[0]),) * 2, ((low, S[0]), (high, S[1])), ((high, S[1]),) * 2):
+    out = [(group * weight**2).sum(axis=1) for group in groups]
+    out += [
+        (group * D).sum(axis=1) + trace(s[0], W) - 2 * np.einsum("kii->k", s[1])
+        for group, s in zip(groups, S, strict=True)
+    ]
+    for g, h in ((0, 0), (0, 1), (1, 1)):
+        s, r = S[g], S[h]
         total = trace(s[0], W, r[0], W) - 2 * (trace(s[1], W, r[0]) + trace(s[0], W, r[1]))
         total += trace(s[2], r[0]) + 2 * trace(s[1], r[1]) + trace(s[0], r[2])
-        if group is other:
-            total += (group * D**2).sum(axis=1) + 2 * trace(s[1], W) - 4 * np.einsum("kii->k", s[2])
+        if g == h:  # and what D adds on the diagonal
+            total += (groups[g] * D**2).sum(axis=1) + 2 * trace(s[1], W) - 4 * np.einsum("kii->k", s[2])
         out.append(total)
     return np.stack(out, axis=1)
 
