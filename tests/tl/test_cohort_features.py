@@ -325,7 +325,7 @@ def test_what_the_image_gives_without_expression():
 
 
 def test_tables_without_image_or_shape_of_nuclei(slides, caplog):
-    found = features(slides, kinds=["image_density", "image_stain", "proportion_raw"])
+    found = features(slides, kinds=["image_density", "image_stain", "proportion_raw"], missing="zero")
     assert np.isnan(found[:, found.var["kind"] == "image_stain"].X).all()
     assert "3 samples without an image of tissue: ['S0', 'S1', 'S2']" in caplog.text
     with pytest.raises(ValueError, match=r"'image_morphology' needs obs\['area_um2'\]"):

@@ -12,6 +12,7 @@ import numpy as np
 from ghistpy import _keys
 from ghistpy.tl import _features
 from ghistpy.tl._features import BULK, BY_TYPE, EXTRA_KINDS, KINDS, N_TOP, PATHWAYS, PER_GENE, PRESENCE
+from ghistpy.tl._image_features import IMAGE_KINDS
 from ghistpy.tl._plan import make_plan
 
 if TYPE_CHECKING:
@@ -300,7 +301,8 @@ def _table(
     present = (var["kind"] == PRESENCE).to_numpy()
     X[:, present] = np.where(np.isnan(X[:, present]), np.nan, X[:, present] > 0)
     if missing == "zero":
-        X = np.nan_to_num(X, nan=0.0)
+        # an image that is not there has no density of 0
+        X[np.isnan(X) & ~var["kind"].isin(IMAGE_KINDS).to_numpy()] = 0.0
     lost = sorted(set(cohort.obs["patient"]) - set(obs.index))
     notes |= {
         "failures": {s: text.strip().splitlines()[-1] for s, text in results.failures.items()},
