@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--permutations", type=int, default=3)
     parser.add_argument("--tcga", action="store_true")
     args = parser.parse_args()
-    rows = [*size(args), *small_groups()] + ([*calibration(), *components()] if args.tcga else [])
+    rows = [*size(args), *small_groups()] + ([*calibration(), *components(), *all_features()] if args.tcga else [])
     print(pd.DataFrame(rows).to_string(index=False))
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "cna.json").write_text(json.dumps(rows, indent=1))
@@ -101,14 +101,14 @@ def calibration() -> list[dict]:
     return out
 
 
-def tcga() -> tuple[AnnData, AnnData]:
+def tcga(*, ties: bool = False) -> tuple[AnnData, AnnData]:
     """Features without ties, which are tested without permutations; principal components of all features."""
     adata, cna = gp.datasets.tcga_brca(), gp.datasets.tcga_brca("cna")
     adata.layers["scores"] = rank_normal(adata.X)
     sc.pp.pca(adata, n_comps=10, key_added="values")
     sc.pp.pca(adata, n_comps=10, layer="scores", key_added="scores")
     few_ties = np.array([np.unique(x, return_counts=True)[1].max() < 0.05 * len(x) for x in adata.X.T])
-    return adata[:, few_ties].copy(), cna
+    return adata if ties else adata[:, few_ties].copy(), cna
 
 
 def permuted(adata: AnnData, cna: AnnData, times: int = 20, **options: object) -> dict:
@@ -131,32 +131,47 @@ def permuted(adata: AnnData, cna: AnnData, times: int = 20, **options: object) -
 
 
 def components() -> list[dict]:
-    """How many of the first pairs are in cis when principal components of expression are covariates."""
+    """What the first pairs are when principal components of expression are covariates."""
     adata, cna = tcga()
     out = []
     for of, n in [("scores", n) for n in (0, 1, 2, 5, 10)] + [("values", n) for n in (2, 5, 10)]:
         adata.obsm["factors"] = adata.obsm[of][:, :n]
         options = {"covariates": "factors" if n else None}
         gp.tl.cna_association(adata, cna, n_permutations=20, progress=False, **options)
-        pairs, loci = gp.get.cna(adata, n_top=500), gp.get.cna(adata, part="loci")
-        notes = pairs.attrs["notes"]
-        row = {"what": f"TCGA, {n} principal components of {of}", "λ": notes["inflation"], "loci": len(loci)}
-        row["λ of permuted residuals"] = notes["inflation_permuted"]
-        row["significant"] = int(loci["n_genes"].sum())
-        row |= {f"cis of {k}": float(pairs["cis"][:k].mean()) for k in (100, 200, 300, 400, 450, 500)}
-        row["cis of loci"] = float(loci["cis"].mean())
-        row["on one chromosome"] = float((pairs["chrom"] == chromosome_of(adata)[pairs["feature"]].to_numpy()).mean())
-        row |= ranks(adata, "ERBB2")
+        row = {"what": f"TCGA, {n} principal components of {of}"} | first_pairs(adata)
+        row["λ of permuted residuals"] = gp.get.cna(adata, n_top=1).attrs["notes"]["inflation_permuted"]
         if of == "scores":
             row |= {f"permuted: {k}": v for k, v in permuted(adata, cna, times=10, **options).items()}
         out.append(row)
+        print(pd.Series(row).to_string(), flush=True)
+    return out
+
+
+def all_features() -> list[dict]:
+    """The same of all features, those with ties by 999 permutations, and seconds."""
+    adata, cna = tcga(ties=True)
+    adata.obsm["factors"] = adata.obsm["scores"][:, :5]
+    out = []
+    for covariates in (None, "age", "factors"):
+        started = time.perf_counter()
+        gp.tl.cna_association(adata, cna, covariates=covariates, progress=False)
+        seconds = time.perf_counter() - started
+        out.append({"what": f"TCGA, all features, covariates={covariates}", "seconds": seconds} | first_pairs(adata))
         print(pd.Series(out[-1]).to_string(), flush=True)
     return out
 
 
-def chromosome_of(adata: AnnData) -> pd.Series:
-    """Chromosome of the gene of each feature."""
-    return gp.get.cna(adata, part="features").set_index("feature")["chrom"]
+def first_pairs(adata: AnnData) -> dict:
+    """Inflation, loci, and where the first 500 pairs lie."""
+    pairs, loci = gp.get.cna(adata, n_top=500), gp.get.cna(adata, part="loci")
+    row = {"λ": pairs.attrs["notes"]["inflation"], "loci": len(loci), "significant": int(loci["n_genes"].sum())}
+    row |= {f"cis of {k}": float(pairs["cis"][:k].mean()) for k in (100, 200, 300, 400, 450, 500)}
+    row["cis of loci"] = float(loci["cis"].mean())
+    of_feature = gp.get.cna(adata, part="features").set_index("feature").loc[pairs["feature"]]
+    same = pairs["chrom"].to_numpy() == of_feature["chrom"].to_numpy()
+    distance = np.abs(pairs["start"].to_numpy() - of_feature["start"].to_numpy())
+    row |= {"on one chromosome": float(same.mean()), "within 10 Mb": float((same & (distance <= 10_000_000)).mean())}
+    return row | ranks(adata, "ERBB2")
 
 
 def ranks(adata: AnnData, gene: str) -> dict:
