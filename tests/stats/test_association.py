@@ -214,6 +214,25 @@ def test_family_wise_error_under_the_null():
     assert normal_largest <= bound
 
 
+@pytest.mark.parametrize("holes", [False, True])
+def test_permuted_ties_are_those_of_a_plain_loop(table, holes):
+    calls, values = table
+    features = prepare(values if holes else np.nan_to_num(values, nan=100.0))
+    null = permutation_null(Design(calls < 0, calls > 0, np.ones(7, bool), 5), features, n_permutations=19, seed=4)
+
+    def deviates(features):
+        found = welch(calls < 0, calls > 0, features, min_samples=5)
+        return np.abs(found.difference) / features.scale / np.sqrt(found.spread[:, features.pattern])
+
+    observed = deviates(features)
+    np.testing.assert_allclose(null.deviate, observed, rtol=1e-3, atol=1e-5)
+    exceed = sum(
+        deviates(features.permuted(np.random.default_rng(seed).permutation(90))) >= observed
+        for seed in np.random.SeedSequence(4).spawn(19)
+    )
+    np.testing.assert_allclose(np.exp(null.log_p_ties), (1 + exceed) / 20)
+
+
 def test_permutations_do_not_depend_on_threads(table):
     calls, values = table
     design = Design(calls < 0, calls > 0, np.array([True, *[False] * 6]), 5)

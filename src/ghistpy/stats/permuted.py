@@ -161,6 +161,9 @@ class _Runner:
             everybody = np.ones(len(features.z), dtype=bool)
             self.fits = list(self._regressions(everybody)) if self.complete.any() else []
         self.z = features.z.astype(np.float32)
+        # without missing values one product gives the difference of means in every order
+        n_low, n_high = (np.maximum(mask.sum(axis=1, keepdims=True), 1) for mask in (self.low, self.high))
+        self.contrast = self.high / n_high - self.low / n_low if features.present.all() else None
 
     def deviates(self, order: np.ndarray | None = None) -> np.ndarray:
         """(K, F) float32 normal deviates, >= 0, observed or in an order; NaN where a group is too small."""
@@ -181,8 +184,11 @@ class _Runner:
                     out[rows, ~ties] = _welch_deviate(*((n, mask @ plain, mask @ squares) for mask, n in groups))
                 if tied.shape[1]:
                     low, high = (n[:, pattern[ties]] for n in numbers)
+                    if self.contrast is not None:
+                        difference = self.contrast[rows] @ tied
+                    else:
+                        difference = masks[1] @ tied / high - masks[0] @ tied / low
                     # z has variance 1 over all patients
-                    difference = masks[1] @ tied / high - masks[0] @ tied / low
                     out[rows, ties] = np.abs(difference) / np.sqrt(1 / low + 1 / high)
             small = np.minimum(*numbers) < self.design.min_samples
             out[rows][small[:, pattern]] = np.nan
