@@ -131,6 +131,7 @@ def test_covariates_of_obsm_are_their_columns(cohort):
     cohort.obsm["X_pca"] = factors
     for k in range(3):
         cohort.obs[f"factor{k}"] = factors[:, k]
+    pd.testing.assert_frame_equal(associate(cohort, covariates=[]), associate(cohort))
     joint = associate(cohort, covariates=["age", "X_pca"])
     pd.testing.assert_frame_equal(joint, associate(cohort, covariates=["age", "factor0", "factor1", "factor2"]))
     assert joint.attrs["notes"]["patients_without_covariates"] == ["P0004"]
@@ -366,6 +367,27 @@ def test_calibration_on_permuted_patients_of_tcga():
             hits[transform] += found["pval"].min() < 0.05 / len(found)
     assert hits[None] >= 6
     assert hits["rank_normal"] <= 2
+
+
+@pytest.mark.data
+def test_calibration_of_permutations_on_tcga():
+    """Real features, with and without ties, hidden factors as covariates, patients of the calls permuted."""
+    import scanpy as sc
+
+    adata, cna = gp.datasets.tcga_brca(), gp.datasets.tcga_brca("cna")
+    sc.pp.pca(adata, n_comps=3)
+    adata, cna = adata[:, ::12].copy(), cna[:, ::6].copy()
+    family, bins = [], []
+    for seed in range(12):
+        shuffled = cna[np.random.default_rng(seed).permutation(adata.n_obs)].copy()
+        shuffled.obs_names = cna.obs_names
+        found = associate(adata, shuffled, positions=None, covariates="X_pca", n_permutations=19, seed=seed)
+        assert set(found["test"]) == {"HC2", "permutation"}
+        family.append(found["pval_fwer"].min() <= 0.1 + 1e-9)
+        bins.append(gp.get.cna(adata, part="bins")["pval"].mean())
+    assert sum(family) <= stats.binom.ppf(0.999, 12, 0.1)
+    # mean of the p-values that 19 permutations allow: 0.525
+    assert abs(np.mean(bins) - 0.525) <= 3.3 * np.std(bins) / np.sqrt(12)
 
 
 @pytest.mark.data

@@ -333,6 +333,18 @@ def test_tables_without_image_or_shape_of_nuclei(slides, caplog):
     assert not set(IMAGE) & set(features(slides).var["kind"])
 
 
+def test_what_needs_no_types_needs_no_column_of_them(slides):
+    untyped = {name: table.copy() for name, table in slides.items()}
+    for table in untyped.values():
+        del table.obs["cell_type"]
+    kinds = ["image_density", "gene_mean_bulk", "nn_correlation"]
+    found, expected = (features(s, kinds=kinds) for s in (untyped, slides))
+    np.testing.assert_array_equal(found.X, expected[:, expected.var["kind"] != "presence"].X)
+    assert found.var_names.tolist() == features(untyped, reference=found).var_names.tolist()
+    with pytest.raises(RuntimeError, match="cell_type_key='cell_type' is not a column"):
+        features(untyped, kinds=[*kinds, "L_stats"])
+
+
 def test_image_kinds_are_the_image_baseline_of_survival():
     rng = np.random.default_rng(0)
     slides = {f"S{i}": cells(i, n=40 + 5 * (i % 9)) for i in range(40)}

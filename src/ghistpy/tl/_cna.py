@@ -34,9 +34,9 @@ def covariates(
     adata: AnnData, covariates: str | Sequence[str] | None, rows: np.ndarray
 ) -> tuple[np.ndarray | None, np.ndarray]:
     """Standardised design (patients, q) without intercept, or None, and which patients have all of it."""
-    if covariates is None:
+    names = [covariates] if isinstance(covariates, str) else list(covariates or ())
+    if not names:
         return None, np.ones(len(rows), dtype=bool)
-    names = [covariates] if isinstance(covariates, str) else list(covariates)
     unknown = [name for name in names if name not in adata.obs and name not in adata.obsm]
     if unknown:
         raise ValueError(

@@ -27,6 +27,7 @@ PATHWAYS = ("pathway_gsva", "pathway_mean", "pathway_prop")
 BY_TYPE = ("gene_mean_celltype", "gene_prop_celltype", "gene_cor_celltype")
 BULK = ("gene_mean_bulk", "gene_prop_bulk", "gene_cor_bulk")
 PER_GENE = ("morans_I", "nn_correlation")
+WITHOUT_TYPES = (*BULK, *PER_GENE, *IMAGE_KINDS)
 SPATIAL = ("L_stats", "celltype_interaction", "morans_I", "nn_correlation")
 N_TOP = {
     "gene_mean_celltype": 100, "gene_prop_celltype": 100, "gene_cor_celltype": 5,
@@ -51,7 +52,10 @@ class _Sample:
             X = X.log1p() if hasattr(X, "log1p") else np.log1p(X)
         self.X = X
         self.genes = np.asarray(table.adata.var_names, dtype=str)
-        own, names = _table.cell_types(table, plan["cell_type_key"])
+        if plan.get("need_types", True) or plan["cell_type_key"] in table.adata.obs:
+            own, names = _table.cell_types(table, plan["cell_type_key"])
+        else:
+            own, names = np.full(table.n, -1), []
         self.own_types = names
         types = plan.get("cell_types")
         self.types = names if types is None else list(types)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ghistpy.tl import _features
-from ghistpy.tl._features import BULK, BY_TYPE, PATHWAYS, PER_GENE
+from ghistpy.tl._features import BULK, BY_TYPE, PATHWAYS, PER_GENE, WITHOUT_TYPES
 
 if TYPE_CHECKING:
     from ghistpy.io import Cohort
@@ -30,6 +30,7 @@ def make_plan(
     ]
     sets = {str(k): sorted({str(g) for g in v}) for k, v in (given["gene_sets"] or {}).items()}
     types = None if given["cell_types"] is None else [str(t) for t in given["cell_types"]]
+    options = options | {"need_types": bool(set(kinds) - set(WITHOUT_TYPES))}
     first = options | {
         "need_variance": bool(free), "need_cutoffs": "pathway_prop" in kinds, "gene_sets": sets, "cell_types": types,
     }  # fmt: skip

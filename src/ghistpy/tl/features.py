@@ -74,7 +74,8 @@ def cohort_features(
     client
         ``dask.distributed.Client``: one task per slide.
     table_key, layer, cell_type_key
-        Table of cells, its values (default ``X``; raw counts become log1p) and the column of types.
+        Table of cells, its values (default ``X``; raw counts become log1p) and the column of types, which
+        ``*_bulk``, ``morans_I``, ``nn_correlation`` and ``image_*`` can do without.
     cell_types
         Types and their order. Default: those of the training samples, sorted.
     train
