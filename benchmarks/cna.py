@@ -36,7 +36,9 @@ def main() -> None:
     parser.add_argument("--permutations", type=int, default=3)
     parser.add_argument("--tcga", action="store_true")
     args = parser.parse_args()
-    rows = [*size(args), *small_groups()] + ([*calibration(), *components(), *all_features()] if args.tcga else [])
+    rows = [*size(args), *small_groups()] + (
+        [*calibration(), *components(), *factors(), *all_features()] if args.tcga else []
+    )
     print(pd.DataFrame(rows).to_string(index=False))
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "cna.json").write_text(json.dumps(rows, indent=1))
@@ -144,6 +146,21 @@ def components() -> list[dict]:
             row |= {f"permuted: {k}": v for k, v in permuted(adata, cna, times=10, **options).items()}
         out.append(row)
         print(pd.Series(row).to_string(), flush=True)
+    return out
+
+
+def factors() -> list[dict]:
+    """What the components are: the share of their variance in 10 patients, and their correlation with calls."""
+    adata, cna = tcga()
+    out = []
+    for of in ("scores", "values"):
+        Z = adata.obsm[of]
+        few = np.sort(Z**2 / (Z**2).sum(axis=0), axis=0)[-10:].sum(axis=0)
+        row = {"what": f"components of {of}", "variance in 10 patients": few.round(3).tolist()}
+        for gene in ("ERBB2", "MYC"):
+            calls = np.asarray(cna[:, gene].X).ravel()
+            row[f"correlation with calls of {gene}"] = [round(float(np.corrcoef(calls, z)[0, 1]), 2) for z in Z.T]
+        out.append(row)
     return out
 
 
