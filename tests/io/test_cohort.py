@@ -5,8 +5,11 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import stat
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import anndata
 import numpy as np
@@ -181,6 +184,118 @@ def test_results_that_cannot_be_kept_are_returned(manifest, caplog):
     assert not list(gp.io.read_cohort(manifest).cache_dir.rglob(".part-*"))
 
 
+class Stubborn:
+    def __reduce__(self):
+        raise RuntimeError("not me")
+
+
+def test_a_disk_that_takes_nothing_loses_no_result(manifest, caplog, monkeypatch):
+    cohort = gp.io.read_cohort(manifest)
+    found = cohort.map(lambda adata: Stubborn(), progress=False)
+    assert (len(found), found.failures) == (3, {})
+    assert "cannot be kept: RuntimeError: not me" in caplog.text
+
+    def full(*args, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(_cache.pickle, "dump", full)
+    assert dict(cohort.map(total, progress=False)) == {"a": 6.0, "b": 15.0, "c": 28.0}
+    assert "No space left on device" in caplog.text
+    assert not list(cohort.cache_dir.rglob(".part-*"))
+
+
+def test_a_slide_that_vanishes_is_a_failure(manifest):
+    cohort = gp.io.read_cohort(manifest)
+    (manifest.parent / "t3.h5ad").unlink()
+    found = cohort.map(total, progress=False)
+    assert list(found) == ["a", "c"]
+    assert "FileNotFoundError" in found.failures["b"]
+
+
+def test_another_mpp_in_the_manifest_is_another_slide(tmp_path):
+    from PIL import Image
+
+    Image.fromarray(np.zeros((60, 70, 3), np.uint8)).save(tmp_path / "s.png")
+
+    def mpp(sdata):
+        return gp.io.get_mpp(sdata, "he")
+
+    frame = pd.DataFrame({"sample": ["s"], "path": ["s.png"], "mpp": [0.5]})
+    for value in (0.5, 0.25):
+        cohort = gp.Cohort(frame.assign(mpp=value), root=tmp_path, cache_dir=tmp_path / "cache")
+        found = [cohort.map(mpp, progress=False) for _ in range(2)]
+        assert [(f["s"], f.n_cached) for f in found] == [(value, 0), (value, 1)]
+
+
+def test_pixels_that_change_in_place_change_the_slide(tmp_path):
+    import zarr
+
+    gp.datasets.simulate_slide(n_cells=20, n_genes=5, seed=1).write(tmp_path / "s.zarr")
+    before = _cache.stamp(tmp_path / "s.zarr")
+    assert before == _cache.stamp(tmp_path / "s.zarr")
+    group = zarr.open_group(str(tmp_path / "s.zarr/images"), mode="r+")
+    while isinstance(group, zarr.Group):
+        group = group[next(iter(group))]
+    group[:] = 0
+    assert _cache.stamp(tmp_path / "s.zarr") != before
+    assert _cache.stamp(tmp_path / "gone") is None
+
+
+def test_remains_of_killed_writers_are_swept(manifest):
+    cohort = gp.io.read_cohort(manifest)
+    cohort.map(total, progress=False)
+    folder = next(cohort.cache_dir.iterdir())
+    for name, age in (("old", 2 * 86_400), ("new", 60)):
+        (folder / f".part-{name}").write_bytes(b"half")
+        os.utime(folder / f".part-{name}", (time.time() - age,) * 2)
+    cohort.map(total, progress=False)
+    assert [f.name for f in folder.glob(".part-*")] == [".part-new"]
+
+
+def test_results_are_as_readable_as_umask_says(manifest):
+    old = os.umask(0o027)
+    try:
+        cohort = gp.io.read_cohort(manifest)
+        cohort.map(total, progress=False)
+    finally:
+        os.umask(old)
+    assert {stat.S_IMODE(f.stat().st_mode) for f in cohort.cache_dir.rglob("*.pickle")} == {0o640}
+
+
+def test_writers_of_one_result_do_not_meet(tmp_path):
+    """A reader finds nothing or all of one result, whoever writes at the same time."""
+    cache, path = _cache.Cache(tmp_path), tmp_path / "one.pickle"
+    values = [np.full(200_000, i) for i in range(4)]
+
+    def write(value):
+        for _ in range(15):
+            cache.store(path, value)
+
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [pool.submit(write, value) for value in values]
+        seen = []
+        while not all(job.done() for job in jobs):
+            there, value = cache.load(path)
+            seen += [value] if there else []
+        for job in jobs:
+            job.result()
+    assert len(seen) > 3
+    assert all(len(v) == 200_000 and (v == v[0]).all() for v in seen)
+    assert [f.name for f in tmp_path.iterdir()] == ["one.pickle"]
+
+
+def test_slides_that_the_manifest_does_not_name_are_named(caplog):
+    cohort = gp.Cohort(pd.DataFrame({"sample": ["1"]}), slides={1: table(2), 2: table(3)})
+    assert "1 slides are not in the manifest: ['2']" in caplog.text
+    assert cohort["1"].n_obs == 2
+
+
+def test_slides_of_a_mapping_are_made_when_they_are_asked_for():
+    _, cohort = gp.datasets.simulate_cohort(n_patients=10, slides=True, n_cells=30, panel=5)
+    assert not isinstance(cohort._slides, dict)
+    assert cohort["P0003"]["measured"].n_obs == 30
+
+
 def test_keys_follow_function_and_parameters():
     def one(a):
         return a
@@ -198,6 +313,10 @@ def test_keys_follow_function_and_parameters():
     assert _cache.key_of(closing_over(1), {}, "n") == _cache.key_of(closing_over(1), {}, "n")
     assert _cache.key_of(functools.partial(one, 1), {}, "n") != _cache.key_of(functools.partial(one, 2), {}, "n")
     assert _cache.key_of(one, {"x": np.arange(3)}, "n") == keys[1]
+    pair = [lambda a: "one", lambda a: [i for i in "two"]]  # on one line  # noqa: C416
+    assert _cache.key_of(pair[0], {}, "n") != _cache.key_of(pair[1], {}, "n")
+    options = [lambda a: a in {"x", "y", "z"}, lambda a: a[..., 0]]
+    assert all(_cache.key_of(f, {}, "n") for f in options)
 
 
 def test_a_function_of_a_script_is_found_again(manifest):
@@ -205,7 +324,7 @@ def test_a_function_of_a_script_is_found_again(manifest):
     script = manifest.parent / "script.py"
     script.write_text(
         "import numpy as np\nimport ghistpy as gp\n"
-        "def count(adata):\n    return int(np.sum(adata.n_obs)) + 0 * len(gp.tl.__all__)\n"
+        "def count(adata):\n    return int(np.sum(adata.n_obs)) + ('q' in {'a', 'b'}) * len(gp.tl.__all__)\n"
         f"found = gp.io.read_cohort({str(manifest)!r}).map(count, progress=False)\n"
         "print(dict(found), found.n_cached)\n"
     )

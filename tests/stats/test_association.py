@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import special, stats
 
-from ghistpy.stats.adjusted import adjusted_welch
+from ghistpy.stats.adjusted import adjusted_welch, residuals
 from ghistpy.stats.association import modal_mass, prepare, rank_normal, welch
 from ghistpy.stats.permuted import Design, family_wise, permutation_null
 from ghistpy.stats.tails import inflation, log_bh, log_two_sided_t
@@ -106,6 +106,79 @@ def test_without_covariates_the_adjusted_test_is_welch(table):
     np.testing.assert_allclose(found.log_p, plain.log_p, rtol=1e-8)
 
 
+def _degrees_of_freedom(y, group, covariates):
+    """Bell and McCaffrey with a variance for each group, from n x n matrices."""
+    X = np.column_stack([np.ones(len(y)), group, covariates])
+    inverse = np.linalg.inv(X.T @ X)
+    M = np.eye(len(y)) - X @ inverse @ X.T
+    weight = inverse[1] @ X.T
+    D = weight**2 / np.diag(M)
+    parts, sigma = D * (M @ y) ** 2, np.empty(len(y))
+    for of_group in (group, ~group):
+        sigma[of_group] = parts[of_group].sum() / (weight[of_group] ** 2).sum()
+    G = (M * D) @ M * sigma
+    return weight @ y / np.sqrt(parts.sum()), np.trace(G) ** 2 / np.trace(G @ G)
+
+
+def test_degrees_of_freedom_are_those_of_the_quadratic_form(table):
+    calls, values = table
+    rng = np.random.default_rng(3)
+    covariates = np.column_stack([rng.normal(size=90) + calls[0], rng.integers(0, 2, 90)])
+    found = adjusted_welch(calls < 0, calls > 0, prepare(values), covariates, min_samples=5)
+    for k, f in np.ndindex(found.t.shape):
+        rows = np.isfinite(values[:, f]) & (calls[k] != 0)
+        t, df = _degrees_of_freedom(values[rows, f], calls[k, rows] > 0, covariates[rows])
+        np.testing.assert_allclose(found.t[k, f], t, rtol=1e-7)
+        np.testing.assert_allclose(found.log_p[k, f], np.log(2 * stats.t.sf(abs(t), df)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("spread", [1.0, 3.0])
+@pytest.mark.parametrize("n", [25, 40, 80])  # patients of the smaller group: 7, 12, 25
+def test_adjusted_p_values_of_small_groups(n, spread):
+    """Groups and features that follow the same covariate; losses vary as much as gains, or three times as much."""
+    levels, below, smaller = np.array([0.05, 0.01, 0.001]), [], []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        burden = rng.normal(size=n)
+        calls = np.clip(np.rint(0.8 * rng.normal(size=(1, n)) + burden), -1, 1)
+        values = burden[:, None] + rng.normal(size=(n, 200)) * np.where(calls[0] < 0, spread, 1.0)[:, None]
+        found = adjusted_welch(calls < 0, calls > 0, prepare(values), burden[:, None], min_samples=5)
+        p = np.exp(found.log_p[np.isfinite(found.log_p)])
+        below.append((p[:, None] < levels).sum(axis=0))
+        smaller.append(min(found.n_low.item(), found.n_high.item()))
+    assert abs(np.median(smaller) - n * 0.3) <= 3
+    tests = 200 * sum(s >= 5 for s in smaller)
+    # features are independent given the groups, tests are too
+    assert (np.sum(below, axis=0) <= stats.binom.ppf(0.999, tests, levels)).all()
+
+
+@pytest.mark.parametrize("holes", [False, True])
+def test_permuted_regressions_are_those_of_a_plain_loop(table, holes):
+    calls, values = table
+    values = values if holes else np.nan_to_num(values, nan=100.0)
+    covariates = np.column_stack([np.random.default_rng(3).normal(size=90) + calls[0]])
+    ties = np.array([False, True, False, True, False, False, False])
+    features = prepare(values)
+    design = Design(calls < 0, calls > 0, ties, 5, covariates=covariates)
+    null = permutation_null(design, features, n_permutations=19, seed=4)
+    rest = residuals(features, covariates)
+
+    def deviates(features):
+        found = adjusted_welch(calls < 0, calls > 0, features, covariates, min_samples=5)
+        z = np.abs(special.ndtri_exp(found.log_p - np.log(2)))
+        spread = np.sqrt(found.spread[:, features.pattern])
+        return np.where(ties, np.abs(found.difference) / features.scale / spread, z)
+
+    observed = deviates(features)
+    np.testing.assert_allclose(null.deviate, observed, rtol=2e-3)
+    exceed = np.zeros((12, 2))
+    for b, seed in enumerate(np.random.SeedSequence(4).spawn(19)):
+        permuted = deviates(rest.permuted(np.random.default_rng(seed).permutation(90)))
+        np.testing.assert_allclose(null.largest[b], [permuted[:, ~ties].max(), permuted[:, ties].max()], rtol=2e-3)
+        exceed += permuted[:, ties] >= observed[:, ties]
+    np.testing.assert_allclose(np.exp(null.log_p_ties), (1 + exceed) / 20)
+
+
 def test_a_group_that_a_covariate_gives_away_is_no_test(table):
     calls, values = table
     found = adjusted_welch(calls < 0, calls > 0, prepare(values), (calls[4] > 0)[:, None] * 1.0, min_samples=5)
@@ -139,6 +212,25 @@ def test_family_wise_error_under_the_null():
     assert normal <= bound
     assert raw_largest <= bound
     assert normal_largest <= bound
+
+
+@pytest.mark.parametrize("holes", [False, True])
+def test_permuted_ties_are_those_of_a_plain_loop(table, holes):
+    calls, values = table
+    features = prepare(values if holes else np.nan_to_num(values, nan=100.0))
+    null = permutation_null(Design(calls < 0, calls > 0, np.ones(7, bool), 5), features, n_permutations=19, seed=4)
+
+    def deviates(features):
+        found = welch(calls < 0, calls > 0, features, min_samples=5)
+        return np.abs(found.difference) / features.scale / np.sqrt(found.spread[:, features.pattern])
+
+    observed = deviates(features)
+    np.testing.assert_allclose(null.deviate, observed, rtol=1e-3, atol=1e-5)
+    exceed = sum(
+        deviates(features.permuted(np.random.default_rng(seed).permutation(90))) >= observed
+        for seed in np.random.SeedSequence(4).spawn(19)
+    )
+    np.testing.assert_allclose(np.exp(null.log_p_ties), (1 + exceed) / 20)
 
 
 def test_permutations_do_not_depend_on_threads(table):

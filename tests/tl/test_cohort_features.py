@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
 from scipy import stats as sps
+from shapely import Point
 
 import ghistpy as gp
 from ghistpy.stats import patient_features as pf
@@ -235,6 +237,129 @@ def test_samples_of_a_patient_are_combined(combine):
     assert json.loads(found.uns["ghistpy"]["feature_notes"])["columns_that_vary_within_patients"] == ["block"]
 
 
+def test_samples_weigh_as_many_cells_as_a_feature_was_measured_on():
+    one, other = cells(0, n=100), cells(2, n=300)
+    manifest = pd.DataFrame({"sample": ["a1", "a2"], "patient": "A"})
+    slides = {"a1": one, "a2": other}
+    options = {"genes": GENES[:2], "lr_pairs": PAIRS[:1], "kinds": ["gene_mean_celltype", "proportion_raw", "CCI"]}
+    found = features(gp.Cohort(manifest, slides=slides), **options)
+    both = anndata.concat([one, other], index_unique="-")
+    both.uns = one.uns
+    whole = features({"both": both}, **options)
+    pooled = found.var["kind"].isin(["gene_mean_celltype", "proportion_raw"])
+    np.testing.assert_allclose(found[:, pooled].X, whole[:, pooled].X)
+    each = features(slides, **options)
+    n = [t.obs["cell_type"].value_counts()[["B", "Tumor"]].min() for t in (one, other)]
+    name = "CCI--B--Tumor--G00--G05"
+    assert found[:, name].X.item() == pytest.approx(np.average(each[:, name].X.ravel(), weights=n))
+
+
+def test_a_type_is_present_when_it_is_in_one_sample():
+    slides = {"a1": cells(0), "a2": cells(9, types=["Tumor", "B"]), "b": cells(3, types=["Tumor", "B"])}
+    manifest = pd.DataFrame({"sample": list(slides), "patient": ["A", "A", "B"]})
+    found = features(gp.Cohort(manifest, slides=slides), kinds="proportion_raw")
+    assert found[:, "presence--T/NK"].X.ravel().tolist() == [1, 0]
+
+
+def test_a_sample_without_types_has_no_composition(slides):
+    untyped = cells(7)
+    untyped.obs["cell_type"] = pd.Categorical([None] * 150, categories=TYPES)
+    kinds = ["proportion_raw", "proportion_logit", "proportion_ratio", "proportion_clr", "gene_mean_bulk"]
+    found = features({**slides, "S9": untyped}, kinds=kinds, cell_types=TYPES)
+    bulk = found.var["kind"] == "gene_mean_bulk"
+    assert np.isnan(found["S9", ~bulk].X).all()
+    assert np.isfinite(found["S9", bulk].X).all()
+    assert np.isfinite(found["S0"].X).all()
+
+
+@pytest.mark.parametrize(
+    ("column", "chosen"),
+    [
+        ([True, False, False], ["S0"]),
+        ([0, 1.0, 1], ["S1", "S2"]),
+        (["yes", "no", "no"], None),
+        (["True", "False", "False"], None),
+        ([True, None, False], None),
+    ],
+)
+def test_a_column_of_training_samples_is_true_or_false(slides, column, chosen):
+    manifest = pd.DataFrame({"sample": list(slides), "discovery": column})
+    cohort = gp.Cohort(manifest, slides=slides)
+    options = {"kinds": "gene_mean_bulk", "n_top": {"gene_mean_bulk": 3}}
+    if chosen is None:
+        with pytest.raises(ValueError, match=r"train='discovery': the column holds .*; expected true and false"):
+            features(cohort, train="discovery", **options)
+    else:
+        found, expected = (features(cohort, train=t, **options) for t in ("discovery", chosen))
+        assert found.var_names.tolist() == expected.var_names.tolist()
+
+
+IMAGE = ["image_density", "image_morphology", "image_stain"]
+
+
+def test_what_the_image_gives_without_expression():
+    slides = {f"S{i}": gp.datasets.simulate_slide(n_cells=60, n_genes=5, size_um=150.0, seed=i) for i in range(3)}
+    rng = np.random.default_rng(0)
+    for slide in slides.values():
+        table = slide["measured"]
+        table.obs["area_um2"] = rng.gamma(20, 2, 60)
+        table.obsm["morphology"] = rng.normal(size=(60, 2)).astype(np.float32)
+        table.uns["ghistpy"] |= {"morphology_features": ["roundness", "rim"]}
+    gp.pp.find_tissue(slides["S0"], min_area_um2=100.0)
+    found = features(slides, kinds=IMAGE, table_key="measured")
+    values = found.to_df().loc["S0"]
+    outline = slides["S0"].shapes["tissue"].union_all()
+    xy = slides["S0"]["measured"].obsm["spatial"]
+    inside = sum(outline.covers(Point(p)) for p in xy)
+    assert values["image_density--cells_per_mm2"] == pytest.approx(inside / outline.area * 1e6)
+    box = np.ptp(slides["S1"]["measured"].obsm["spatial"], axis=0).prod()
+    assert found["S1", "image_density--cells_per_mm2"].X.item() == pytest.approx(60 / box * 1e6)
+    table = slides["S0"]["measured"]
+    assert values["image_morphology--area_um2_sd"] == pytest.approx(table.obs["area_um2"].std(ddof=0))
+    assert values["image_morphology--rim_mean"] == pytest.approx(table.obsm["morphology"][:, 1].mean(), rel=1e-5)
+    stain = found[:, found.var["kind"] == "image_stain"]
+    assert stain.var["gene"].tolist() == [f"od_{w}_{c}" for w in ("mean", "sd") for c in "rgb"]
+    assert ((stain.X > 0) & (stain.X < 3)).all()
+    again = features({"N": slides["S2"]}, reference=found, table_key="measured")
+    np.testing.assert_array_equal(again.X, found["S2"].X)
+
+
+def test_tables_without_image_or_shape_of_nuclei(slides, caplog):
+    found = features(slides, kinds=["image_density", "image_stain", "proportion_raw"], missing="zero")
+    assert np.isnan(found[:, found.var["kind"] == "image_stain"].X).all()
+    assert "3 samples without an image of tissue: ['S0', 'S1', 'S2']" in caplog.text
+    with pytest.raises(ValueError, match=r"'image_morphology' needs obs\['area_um2'\]"):
+        features(slides, kinds="image_morphology")
+    assert not set(IMAGE) & set(features(slides).var["kind"])
+
+
+def test_what_needs_no_types_needs_no_column_of_them(slides):
+    untyped = {name: table.copy() for name, table in slides.items()}
+    for table in untyped.values():
+        del table.obs["cell_type"]
+    kinds = ["image_density", "gene_mean_bulk", "nn_correlation"]
+    found, expected = (features(s, kinds=kinds) for s in (untyped, slides))
+    np.testing.assert_array_equal(found.X, expected[:, expected.var["kind"] != "presence"].X)
+    assert found.var_names.tolist() == features(untyped, reference=found).var_names.tolist()
+    with pytest.raises(RuntimeError, match="cell_type_key='cell_type' is not a column"):
+        features(untyped, kinds=[*kinds, "L_stats"])
+
+
+def test_image_kinds_are_the_image_baseline_of_survival():
+    rng = np.random.default_rng(0)
+    slides = {f"S{i}": cells(i, n=40 + 5 * (i % 9)) for i in range(40)}
+    for table in slides.values():
+        table.obs["area_um2"] = rng.gamma(20, 2, table.n_obs)
+    found = features(slides, kinds=["image_density", "image_morphology", "gene_mean_bulk"], genes=GENES[:8])
+    found.obs["months"] = rng.exponential(30, 40) + 0.1
+    found.obs["dead"] = rng.random(40) < 0.7
+    options = {"time_key": "months", "event_key": "dead", "n_features": 2, "n_repeats": 3, "progress": False}
+    gp.tl.survival_cv(found, image_keys=["image_density", "image_morphology"], **options)
+    assert "image" in set(gp.get.survival(found)["model"])
+    chosen = set(gp.get.survival(found, part="selected")["feature"])
+    assert not any(name.startswith("image") for name in chosen)
+
+
 def test_a_broken_sample_does_not_lose_the_others(slides, caplog):
     broken = {**slides, "bad": cells(5)[:, :4].copy()}
     del broken["bad"].obsm["spatial"]
@@ -246,8 +371,6 @@ def test_a_broken_sample_does_not_lose_the_others(slides, caplog):
 
 
 def test_features_survive_a_store(slides, tmp_path):
-    import anndata
-
     found = features(slides)
     found.write_h5ad(tmp_path / "f.h5ad")
     again = anndata.read_h5ad(tmp_path / "f.h5ad")
@@ -267,6 +390,12 @@ def test_features_survive_a_store(slides, tmp_path):
         ({"missing": "drop"}, "missing='drop': expected"),
         ({"combine": "sum"}, "combine='sum'"),
         ({"moran": "auto"}, "moran='auto'"),
+        ({"threshold": np.nan}, "threshold=nan: expected a finite"),
+        ({"radius_um": -1}, "radius_um=-1: expected a length above 0"),
+        ({"n_top": {"gene_means": 5}}, "n_top: unknown kinds .'gene_means'."),
+        ({"n_top": {"gene_mean_bulk": 0}}, "n_top=.'gene_mean_bulk': 0.: expected 1 gene or more"),
+        ({"genes": {"gene_bulk": ["G01"]}}, "genes: unknown kinds .'gene_bulk'."),
+        ({"genes": {"gene_mean_celltype": {"Mast": ["G01"]}}}, "there are no cells of types .'Mast'."),
         ({"train": ["S9"]}, "train: samples"),
         ({"reference": cells(0)}, "holds no feature plan"),
     ],

@@ -165,6 +165,24 @@ def test_rows_of_a_patient_are_combined():
         gp.tl.survival_cv(double, **options, patient_key="patient")
 
 
+@pytest.mark.filterwarnings("ignore:Observation names are not unique")
+def test_covariates_that_differ_between_rows_of_a_patient():
+    adata = make_cohort(60)
+    double = anndata.concat([adata, adata])
+    double.obs_names = [f"S{i}" for i in range(120)]
+    double.obs["patient"] = np.tile(adata.obs_names, 2)
+    double.obs["density"] += np.repeat([0.5, -0.5], 60)
+    options = COMMON | {"n_repeats": 2, "n_features": 2, "image_keys": ["density"]}
+    gp.tl.survival_cv(adata, **options)
+    gp.tl.survival_cv(double, **options, patient_key="patient")
+    one, two = (gp.get.survival(a).set_index("model").loc["image", "c_index"] for a in (adata, double))
+    assert two == pytest.approx(one)
+    assert gp.get.survival(double).attrs["notes"]["columns_averaged"] == ["density"]
+    double.obs["stage"] = ["I"] * 60 + ["II"] + ["I"] * 59
+    with pytest.raises(ValueError, match="covariates: 'stage' differs between the rows of P000; give them one value"):
+        gp.tl.survival_cv(double, **options, patient_key="patient", covariates=["stage"])
+
+
 def test_what_is_left_out_is_counted(caplog):
     adata = make_cohort(60)
     adata.X[:, 4], adata.X[:, 5] = 1.0, np.nan

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-_PARTS = ("pairs", "genes", "features", "bins")
+_PARTS = ("pairs", "loci", "genes", "features", "bins")
 
 
 def cna(
@@ -24,6 +24,8 @@ def cna(
     n_top: int | None = None,
     genes: str | Sequence[str] | None = None,
     features: str | Sequence[str] | None = None,
+    level: float = 0.05,
+    r2: float = 0.2,
     key: str = _keys.CNA,
 ) -> pd.DataFrame:
     """Read what :func:`ghistpy.tl.cna_association` stored.
@@ -36,11 +38,18 @@ def cna(
         ``"pairs"``: one row per gene and feature, smallest p first: gene, chrom, start, feature,
         feature_gene, kind of ``test``, n_loss, n_gain, mean_difference (gains minus losses), t, pval,
         log10_pval, pval_adj, log10_pval_adj, cis, and pval_fwer after permutations. Pairs without a test
-        are not listed. ``"genes"``, ``"features"``, ``"bins"``: the other frames.
+        are not listed. ``"loci"``: significant pairs that share their calls counted once: per feature and
+        chromosome, the gene with the smallest p and all significant genes whose calls correlate with its own
+        are one locus; columns of its pair, ``region_start`` and ``region_end`` (bases), ``n_genes``.
+        ``"genes"``, ``"features"``, ``"bins"``: the other frames.
     n_top
-        Pairs: so many only. All of 20,000 genes x 280 features are a frame of a gigabyte.
+        Pairs or loci: so many only. All of 20,000 genes x 280 features are a frame of a gigabyte.
     genes, features
         Pairs of these only.
+    level
+        Loci: of pairs with an adjusted p-value (BH) up to this.
+    r2
+        Loci: squared correlation of calls from which on genes belong together.
     key
         Key that ``cna_association`` wrote (its ``key_added``).
 
@@ -52,7 +61,8 @@ def cna(
     Raises
     ------
     ValueError
-        There is no such result, part, gene or feature; the message says what there is.
+        There is no such result, part, gene or feature, the message says what there is; ``level`` or ``r2``
+        outside 0 .. 1.
 
     Examples
     --------
@@ -66,7 +76,15 @@ def cna(
     if part not in _PARTS:
         raise ValueError(f"part={part!r} is unknown; there are {list(_PARTS)}")
     notes = json.loads(stored["notes"])
-    frame = _pairs(stored, notes, n_top, genes, features) if part == "pairs" else stored[part].copy()
+    if part in ("pairs", "loci"):
+        rows = _chosen(stored["genes"]["gene"].to_numpy(dtype=str), genes, "genes")
+        columns = _chosen(stored["features"]["feature"].to_numpy(dtype=str), features, "features")
+    if part == "pairs":
+        frame = _pairs(stored, notes, *_best(stored["log10_pval"], rows, columns, n_top))
+    elif part == "loci":
+        frame = _loci(stored, notes, rows, columns, level, r2).head(n_top)
+    else:
+        frame = stored[part].copy()
     frame.attrs["notes"] = notes
     return frame.reset_index(drop=True)
 
@@ -89,19 +107,50 @@ def _chosen(names: np.ndarray, wanted: str | Sequence[str] | None, argument: str
     return np.flatnonzero(np.isin(names, wanted))
 
 
-def _pairs(stored: Mapping[str, Any], notes: dict, n_top: int | None, genes: Any, features: Any) -> pd.DataFrame:
-    import pandas as pd
-
-    gene_frame, feature_frame = stored["genes"], stored["features"]
-    rows = _chosen(gene_frame["gene"].to_numpy(dtype=str), genes, "genes")
-    columns = _chosen(feature_frame["feature"].to_numpy(dtype=str), features, "features")
-    values = stored["log10_pval"][np.ix_(rows, columns)]
+def _best(log10_p: np.ndarray, rows: np.ndarray, columns: np.ndarray, n_top: int | None) -> tuple:
+    """Genes and features of the pairs with a test, smallest p first."""
+    values = log10_p[np.ix_(rows, columns)]
     flat = np.flatnonzero(~np.isnan(values).ravel())
     if n_top is not None and n_top < len(flat):
         best = np.sort(values.ravel()[flat])[n_top - 1] if n_top > 0 else -np.inf
         flat = flat[values.ravel()[flat] <= best]
     flat = flat[np.lexsort((flat, values.ravel()[flat]))][: None if n_top is None else max(n_top, 0)]
-    i, j = rows[flat // max(len(columns), 1)], columns[flat % max(len(columns), 1)]
+    return rows[flat // max(len(columns), 1)], columns[flat % max(len(columns), 1)]
+
+
+def _loci(
+    stored: Mapping[str, Any], notes: dict, rows: np.ndarray, columns: np.ndarray, level: float, r2: float
+) -> pd.DataFrame:
+    """Loci of significant pairs, smallest p first."""
+    from ghistpy.stats.clumps import clumps, squared_correlation
+
+    for name, value in (("level", level), ("r2", r2)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name}={value!r}: expected a number from 0 to 1")
+    significant = stored["log10_pval_adj"] <= (np.log10(level) if level > 0 else -np.inf)
+    gene_frame, chosen = stored["genes"], np.zeros(significant.shape, dtype=bool)
+    chosen[np.ix_(rows, columns)] = True
+    significant &= chosen
+    start, end = (gene_frame[name].to_numpy() for name in ("start", "end"))
+    found = []
+    for chrom in gene_frame["chrom"].unique():
+        at = np.flatnonzero((gene_frame["chrom"] == chrom).to_numpy() & significant.any(axis=1))
+        log_p = np.where(significant[at], stored["log10_pval"][at], np.nan)
+        lead, feature, members = clumps(log_p, squared_correlation(stored["calls"][stored["call_row"][at]]), r2)
+        first = np.where(members, start[at], np.iinfo(np.int64).max).min(axis=1, initial=np.iinfo(np.int64).max)
+        last = np.where(members, end[at], -1).max(axis=1, initial=-1)
+        found.append(np.column_stack([at[lead], feature, first, last, members.sum(axis=1)]))
+    i, j, first, last, n = (np.concatenate(found).astype(np.int64) if found else np.zeros((0, 5), np.int64)).T
+    frame = _pairs(stored, notes, i, j)
+    frame = frame.assign(region_start=first, region_end=last, n_genes=n)
+    return frame.sort_values("log10_pval", kind="stable")
+
+
+def _pairs(stored: Mapping[str, Any], notes: dict, i: np.ndarray, j: np.ndarray) -> pd.DataFrame:
+    """Frame of the pairs of genes i and features j."""
+    import pandas as pd
+
+    gene_frame, feature_frame = stored["genes"], stored["features"]
     gene, feature = gene_frame.iloc[i], feature_frame.iloc[j]
     pattern = feature["pattern"].to_numpy()
     log10_p = stored["log10_pval"][i, j]

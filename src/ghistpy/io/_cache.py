@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import inspect
 import logging
 import os
 import pickle
-import tempfile
+import time
 import types
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 logger = logging.getLogger("ghistpy")
 
-_MARKERS = ("zarr.json", ".zmetadata", ".zgroup")  # replaced with every table of a store
+_PART = ".part-"
+_STALE = 24 * 3600  # seconds after which nobody is writing a part any more
+# what an object that comes from a user's function raises when it is pickled, and what a disk raises
+_CANNOT_BE_KEPT = (
+    pickle.PicklingError, AttributeError, TypeError, ValueError, RuntimeError, LookupError, MemoryError, OSError,
+)  # fmt: skip
 
 
 def key_of(function: Callable, params: Mapping[str, Any], name: str) -> str | None:
-    """Name of a computation: the function with its source and parameters; None when it has no stable one."""
+    """Name of a computation: the function with its code and parameters; None when it has no stable one."""
     from dask.base import tokenize
     from dask.tokenize import TokenizationError
 
@@ -35,30 +40,50 @@ def key_of(function: Callable, params: Mapping[str, Any], name: str) -> str | No
 
 
 def _identity(function: Any) -> Any:
-    """Plain values that tell functions apart: name, source, defaults, what they close over, bound arguments.
+    """Plain values that tell functions apart: name, code, defaults, what they close over, bound arguments.
 
     A function of a notebook pickles together with the modules that it uses, which have no stable form; its
-    source has one.
+    code has one.
     """
     if isinstance(function, functools.partial):
         return [_identity(function.func), list(map(_identity, function.args)), function.keywords]
     if not isinstance(function, types.FunctionType):
         return function
-    try:
-        source: Any = inspect.getsource(function)
-    except (OSError, TypeError):  # typed at a prompt
-        source = [function.__code__.co_code, repr(function.__code__.co_consts), function.__code__.co_names]
     cells = [_identity(cell.cell_contents) for cell in function.__closure__ or ()]
-    return [function.__module__, function.__qualname__, source, cells, function.__defaults__, function.__kwdefaults__]
+    names, code = [function.__module__, function.__qualname__], _code(function.__code__)
+    return [names, code, cells, function.__defaults__, function.__kwdefaults__]
 
 
-def stamp(path: Path | None) -> str:
-    """What changes when a slide changes: path, size and time of its file or of the metadata of its store."""
-    if path is None:
-        return ""
-    marker = next((path / m for m in _MARKERS if (path / m).is_file()), path)
-    found = marker.stat()
-    return f"{path}|{found.st_size}|{found.st_mtime_ns}"
+def _code(code: types.CodeType) -> list[Any]:
+    """What code does: two functions of one line have the same source, but not the same instructions."""
+    return [code.co_code, code.co_names, code.co_varnames, code.co_freevars, list(map(_constant, code.co_consts))]
+
+
+def _constant(value: Any) -> Any:
+    if isinstance(value, types.CodeType):
+        return _code(value)
+    # the order of a set changes from one process to the next
+    return ["set", *sorted(map(repr, value))] if isinstance(value, frozenset) else value
+
+
+def stamp(path: Path) -> str | None:
+    """What changes when a slide changes: path, sizes and times of its file, or of all files of its store.
+
+    None when it is not there (any more).
+    """
+    try:
+        if not path.is_dir():
+            found = path.stat()
+            return f"{path}|{found.st_size}|{found.st_mtime_ns}"
+        digest = hashlib.sha256()
+        for folder, folders, files in os.walk(path):
+            folders.sort()  # the order in which os.walk goes on
+            for name in sorted(files):
+                found = os.stat(os.path.join(folder, name))
+                digest.update(f"{folder}/{name}|{found.st_size}|{found.st_mtime_ns}\n".encode())
+    except FileNotFoundError:
+        return None
+    return f"{path}|{digest.hexdigest()}"
 
 
 class Cache:
@@ -67,9 +92,9 @@ class Cache:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def path(self, computation: str, sample: str, stamped: str) -> Path:
-        """File of one result."""
-        digest = hashlib.sha256(f"{sample}\n{stamped}".encode()).hexdigest()[:16]
+    def path(self, computation: str, sample: str, stamped: str, mpp: float | None = None) -> Path:
+        """File of one result, by sample, stamp of the slide and µm/px that the manifest gives it."""
+        digest = hashlib.sha256(f"{sample}\n{stamped}\n{mpp}".encode()).hexdigest()[:16]
         readable = "".join(c if c.isalnum() or c in "-_." else "_" for c in sample)[:60]
         return self.folder / computation / f"{readable}-{digest}.pickle"
 
@@ -85,14 +110,24 @@ class Cache:
             return False, None
 
     def store(self, path: Path, value: Any) -> None:
-        """Write a result in one step; a result that cannot be pickled is not kept, and said so."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".part-")
+        """Write a result in one step; one that cannot be pickled or written is not kept, and said so."""
+        temporary = path.with_name(f"{_PART}{uuid.uuid4().hex}")
         try:
-            with os.fdopen(handle, "wb") as file:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # an ordinary file, so that umask decides who may read it
+            with temporary.open("xb") as file:
                 pickle.dump(value, file, protocol=pickle.HIGHEST_PROTOCOL)
             os.replace(temporary, path)
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
-            logger.warning("result of %s cannot be kept: %s", path.name, error)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        except _CANNOT_BE_KEPT as error:
+            logger.warning("result of %s cannot be kept: %s: %s", path.name, type(error).__name__, error)
+            if temporary.exists():
+                temporary.unlink()
+
+    def sweep(self, computation: str) -> None:
+        """Remove what processes left that were killed while they wrote."""
+        for part in (self.folder / computation).glob(f"{_PART}*"):
+            try:
+                if time.time() - part.stat().st_mtime > _STALE:
+                    part.unlink()
+            except OSError as error:  # it is gone, or belongs to somebody else
+                logger.info("%s is left: %s", part, error)

@@ -87,7 +87,8 @@ class Cohort:
             manifest = pd.DataFrame({SAMPLE: list(slides)})
         frame = _checked(manifest, need_path=slides is None)
         self.samples: list[str] = frame.index.tolist()
-        self._slides = None if slides is None else {str(k): v for k, v in slides.items()}
+        self._slides = slides  # as it is: a mapping may make its slides when they are asked for
+        self._keys = {str(k): k for k in slides or ()}
         self._paths: dict[str, Path] = {}
         if self._slides is None:
             root = Path(root) if root is not None else Path.cwd()
@@ -97,9 +98,12 @@ class Cohort:
                 more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
                 raise ValueError(f"manifest: {len(missing)} paths do not exist: {', '.join(missing[:5])}{more}")
         else:
-            absent = sorted(set(self.samples) - set(self._slides))
+            absent = sorted(set(self.samples) - set(self._keys))
             if absent:
-                raise ValueError(f"slides: samples {absent[:5]} of the manifest are not among {list(self._slides)[:5]}")
+                raise ValueError(f"slides: samples {absent[:5]} of the manifest are not among {list(self._keys)[:5]}")
+            unlisted = [s for s in self._keys if s not in frame.index]
+            if unlisted:
+                logger.warning("Cohort: %d slides are not in the manifest: %s", len(unlisted), unlisted[:5])
         self.obs = frame.drop(columns=PATH, errors="ignore")
         self.cache_dir = Path(cache_dir) if cache_dir is not None else None
         self.failures: dict[str, str] = {}
@@ -135,9 +139,12 @@ class Cohort:
     def _source(self, sample: str) -> Any:
         """What a worker needs to open the slide: the slide itself, or its path and µm/px."""
         if self._slides is not None:
-            return self._slides[sample]
+            return self._slides[self._keys[sample]]
+        return self._paths[sample], self._mpp(sample)
+
+    def _mpp(self, sample: str) -> float | None:
         mpp = self.obs["mpp"].get(sample) if "mpp" in self.obs else None
-        return self._paths[sample], None if mpp is None or mpp != mpp else float(mpp)
+        return None if mpp is None or mpp != mpp else float(mpp)
 
     def map(
         self,
@@ -183,12 +190,13 @@ class Cohort:
         -----
         With a cache folder the result of each sample is pickled there as soon as it is there: a second call,
         or one after an interruption, computes what is missing. A result is found again while the function
-        and its source, ``params``, the version of ghistpy, the path of the slide and the time of its last
-        change (of its tables, for a store) are the same; a function that writes into its slide is not run
+        and its code, ``params``, the version of ghistpy, the path and µm/px of the slide, and sizes and times
+        of its file (of all files of a store) are the same; a function that writes into its slide is not run
         again until something else does. Functions and variables outside that it uses are not looked at: hand
-        over in ``params`` what may change. Failures are not kept. Pickles are code: share the folder with
-        nobody whom you would not let run programs. Slides in memory have no time of change, so nothing is
-        kept of them.
+        over in ``params`` what may change. Failures are not kept, and a result that cannot be written is
+        returned with a warning. Several processes may share the folder; its files are as readable as your
+        umask makes them. Pickles are code: share it with nobody whom you would not let run programs. Slides
+        in memory have no time of change, so nothing is kept of them.
         """
         if on_error not in ("collect", "raise"):
             raise ValueError(f"on_error={on_error!r}: expected 'collect' or 'raise'")
@@ -207,7 +215,8 @@ class Cohort:
             if computation is not None:
                 # its time is that after the call: a function that writes into its slide is done, too
                 path = self._cache_file(computation, sample)
-                Cache(self.cache_dir).store(path, result)
+                if path is not None:
+                    Cache(self.cache_dir).store(path, result)
         return self._report(found, failures, n_cached, name, on_error)
 
     def _computation(self, function: Callable, params: dict, name: str) -> str | None:
@@ -216,12 +225,16 @@ class Cohort:
             return None
         return key_of(function, params, "".join(c if c.isalnum() else "_" for c in name))
 
-    def _cache_file(self, computation: str, sample: str) -> Path:
-        return Cache(self.cache_dir).path(computation, sample, stamp(self._paths[sample]))
+    def _cache_file(self, computation: str, sample: str) -> Path | None:
+        """None for a slide that is gone; opening it fails then, and is collected."""
+        stamped = stamp(self._paths[sample])
+        return None if stamped is None else Cache(self.cache_dir).path(computation, sample, stamped, self._mpp(sample))
 
     def _cached(self, computation: str) -> dict[str, Any]:
         cache = Cache(self.cache_dir)
-        loaded = {s: cache.load(self._cache_file(computation, s)) for s in self.samples}
+        cache.sweep(computation)
+        files = {s: self._cache_file(computation, s) for s in self.samples}
+        loaded = {s: cache.load(file) for s, file in files.items() if file is not None}
         return {s: value for s, (there, value) in loaded.items() if there}
 
     def _run(self, samples: list[str], function: Callable, params: dict, client: Any) -> Iterator[tuple]:

@@ -194,6 +194,15 @@ def stored_levels(sdata: SpatialData, image_key: str = _keys.IMAGE) -> list[Arra
     return [finest, *sorted(stored, key=lambda source: -source.shape[-1])]
 
 
+def coarse_source(sdata: SpatialData, image_key: str, resolution_um: float) -> tuple[ArraySource, float]:
+    """The coarsest stored resolution that is not coarser than ``resolution_um`` µm/px, as RGB, and its µm/px."""
+    mpp, levels = get_mpp(sdata, image_key), stored_levels(sdata, image_key)
+    width = levels[0].shape[-1]
+    fine = [s for s in levels if mpp * width / s.shape[-1] <= resolution_um]
+    source = fine[-1] if fine else levels[0]
+    return rgb_source(source, f"image_key={image_key!r}"), mpp * width / source.shape[-1]
+
+
 def open_labels(sdata: SpatialData, labels_key: str = _keys.LABELS) -> ArraySource:
     """Open the full resolution of a label image for windowed reading.
 

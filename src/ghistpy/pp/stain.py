@@ -171,12 +171,13 @@ def _measure(sdata: SpatialData, image_key: str) -> tuple[StainReference | None,
     from ghistpy.imaging.stain import sample_pixels, white_balance
     from ghistpy.imaging.tissue import read_coarse, sample_mask, tissue_mask
     from ghistpy.io import open_image, rgb_source
-    from ghistpy.pp.tissue import RESOLUTION_UM, _coarsest
+    from ghistpy.io.sources import coarse_source
+    from ghistpy.pp.tissue import RESOLUTION_UM
 
     name = f"image_key={image_key!r}"
-    coarse_source, mpp = _coarsest(sdata, image_key)
+    coarse, mpp = coarse_source(sdata, image_key, RESOLUTION_UM)
     factor = max(1, round(RESOLUTION_UM / mpp))
-    mask = tissue_mask(read_coarse(coarse_source, factor), factor * mpp, min_area_um2=0.0, min_hole_um2=0.0)
+    mask = tissue_mask(read_coarse(coarse, factor), factor * mpp, min_area_um2=0.0, min_hole_um2=0.0)
     source = rgb_source(open_image(sdata, image_key), name)
     background = np.array(white_balance(sample_pixels(source)).background)
     if not mask.any():

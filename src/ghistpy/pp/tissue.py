@@ -10,8 +10,6 @@ from ghistpy import _keys
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
-    from ghistpy.geometry import ArraySource
-
 _log = logging.getLogger("ghistpy")
 
 RESOLUTION_UM = 8.0
@@ -75,8 +73,9 @@ def find_tissue(
     from spatialdata.transformations import Identity
 
     from ghistpy.imaging.tissue import outlines, read_coarse, tissue_mask
+    from ghistpy.io.sources import coarse_source
 
-    source, mpp = _coarsest(sdata, image_key)
+    source, mpp = coarse_source(sdata, image_key, RESOLUTION_UM)
     factor = max(1, round(RESOLUTION_UM / mpp))
     coarse_mpp = factor * mpp
     mask = tissue_mask(read_coarse(source, factor), coarse_mpp, min_area_um2=min_area_um2, min_hole_um2=min_hole_um2)
@@ -95,15 +94,3 @@ def find_tissue(
         del sdata.shapes[key_added]
     sdata.shapes[key_added] = ShapesModel.parse(frame, transformations={_keys.MICRONS: Identity()})
     _log.info("shapes %r: %d pieces of tissue, %.2f mm²", key_added, len(frame), frame["area_um2"].sum() / 1e6)
-
-
-def _coarsest(sdata: SpatialData, image_key: str) -> tuple[ArraySource, float]:
-    """The coarsest stored resolution that is not coarser than needed, as RGB, and its µm/px."""
-    from ghistpy.io import get_mpp, rgb_source
-    from ghistpy.io.sources import stored_levels
-
-    mpp, levels = get_mpp(sdata, image_key), stored_levels(sdata, image_key)
-    width = levels[0].shape[-1]
-    fine = [s for s in levels if mpp * width / s.shape[-1] <= RESOLUTION_UM]
-    source = fine[-1] if fine else levels[0]
-    return rgb_source(source, f"image_key={image_key!r}"), mpp * width / source.shape[-1]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import sparse, special
 
-from ghistpy.stats.adjusted import adjusted_welch, residuals
+from ghistpy.stats.adjusted import Regression, regressions, residuals
 from ghistpy.stats.association import Features, row_blocks
 
 _TIE = 1e-5  # statistics in float32 that differ by less are equal
@@ -104,9 +104,11 @@ def permutation_null(
     Features without ties: Welch's t as a normal deviate (Wallace's approximation, the same for observed and
     permuted). With ties: the difference of means over the standard deviation of all patients, which is
     defined even if a group is constant. With covariates: the residuals of the features are permuted and
-    tested against calls and covariates again, which is exact only for large samples.
+    tested against calls and covariates again, which is exact only for large samples; what does not change
+    with the order of patients (three float32 matrices (K, n)) is computed once.
 
-    Cost: per permutation four products of (K, n) with (n, F) in float32, one for features with ties.
+    Cost: per permutation four products of (K, n) with (n, F) in float32; with q covariates 3 (q + 2), but one
+    for features with ties.
 
     References
     ----------
@@ -117,7 +119,7 @@ def permutation_null(
     from concurrent.futures import ThreadPoolExecutor
 
     run = _Runner(design, features)
-    observed = run.deviates(np.arange(len(features.z)), observed=True)
+    observed = run.deviates()
     score = None if design.bins is None else run.bin_scores(observed)
     K, n_ties = len(design.low), int(design.ties.sum())
     exceed = np.zeros((K, n_ties), np.int32)
@@ -152,57 +154,85 @@ class _Runner:
     def __init__(self, design: Design, features: Features) -> None:
         self.design, self.features = design, features
         self.low, self.high = design.low.astype(np.float32), design.high.astype(np.float32)
-        z = features.z
-        if design.covariates is not None:
-            self.rest = residuals(features, design.covariates)
-        self.z = z.astype(np.float32)
         self.present = features.present.astype(np.float32)
+        if design.covariates is not None:
+            features = residuals(features, design.covariates)
+            self.complete = features.present.all(axis=0)
+            everybody = np.ones(len(features.z), dtype=bool)
+            self.fits = list(self._regressions(everybody)) if self.complete.any() else []
+        self.z = features.z.astype(np.float32)
+        # without missing values one product gives the difference of means in every order
+        n_low, n_high = (np.maximum(mask.sum(axis=1, keepdims=True), 1) for mask in (self.low, self.high))
+        self.contrast = self.high / n_high - self.low / n_low if features.present.all() else None
 
-    def deviates(self, order: np.ndarray, *, observed: bool = False) -> np.ndarray:
-        """(K, F) float32 normal deviates, >= 0; NaN where a group is too small."""
+    def deviates(self, order: np.ndarray | None = None) -> np.ndarray:
+        """(K, F) float32 normal deviates, >= 0, observed or in an order; NaN where a group is too small."""
+        z, present = self.features.z.astype(np.float32), self.present
+        if order is not None:
+            z, present = self.z[order], self.present[order]
         if self.design.covariates is not None:
-            return self._adjusted(order, observed=observed)
-        z, present = self.z[order], self.present[order]
-        squares = z**2
-        out = np.empty((len(self.low), z.shape[1]), np.float32)
+            return self._adjusted(z, present > 0)
+        ties, pattern = self.design.ties, self.features.pattern
+        plain, tied, squares = z[:, ~ties], z[:, ties], z[:, ~ties] ** 2
+        out = np.empty((len(self.low), len(ties)), np.float32)
         for rows in row_blocks(*out.shape):
-            sums = []
-            for mask in (self.low[rows], self.high[rows]):
-                number = (mask @ present)[:, self.features.pattern]
-                sums.append((number, mask @ z, mask @ squares))
-            out[rows] = self._one_block(*sums)
+            masks = self.low[rows], self.high[rows]
+            numbers = [mask @ present for mask in masks]
+            with np.errstate(invalid="ignore", divide="ignore"):
+                if plain.shape[1]:
+                    groups = zip(masks, [n[:, pattern[~ties]] for n in numbers], strict=True)
+                    out[rows, ~ties] = _welch_deviate(*((n, mask @ plain, mask @ squares) for mask, n in groups))
+                if tied.shape[1]:
+                    low, high = (n[:, pattern[ties]] for n in numbers)
+                    if self.contrast is not None:
+                        difference = self.contrast[rows] @ tied
+                    else:
+                        difference = masks[1] @ tied / high - masks[0] @ tied / low
+                    # z has variance 1 over all patients
+                    out[rows, ties] = np.abs(difference) / np.sqrt(1 / low + 1 / high)
+            small = np.minimum(*numbers) < self.design.min_samples
+            out[rows][small[:, pattern]] = np.nan
         return out
 
-    def _one_block(self, low: tuple, high: tuple) -> np.ndarray:
-        testable = (low[0] >= self.design.min_samples) & (high[0] >= self.design.min_samples)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            mean = [total / n for n, total, _ in (low, high)]
-            difference = mean[1] - mean[0]
-            error = [np.maximum(s - n * m * m, 0) / (n - 1) / n for (n, _, s), m in zip((low, high), mean, strict=True)]
-            total = error[0] + error[1]
-            df = total**2 / (error[0] ** 2 / (low[0] - 1) + error[1] ** 2 / (high[0] - 1))
-            t2 = difference**2 / total
-            out = (8 * df + 1) / (8 * df + 3) * np.sqrt(df * np.log1p(t2 / df))
-            ties = self.design.ties
-            if ties.any():
-                # z has variance 1 over all patients
-                spread = np.sqrt(1 / low[0][:, ties] + 1 / high[0][:, ties])
-                out[:, ties] = np.abs(difference[:, ties]) / spread
-        out[~testable] = np.nan
-        return out
-
-    def _adjusted(self, order: np.ndarray, *, observed: bool) -> np.ndarray:
-        features = self.features if observed else self.rest.permuted(order)
+    def _regressions(self, here: np.ndarray) -> Iterator[tuple[np.ndarray, Regression]]:
         d = self.design
-        found = adjusted_welch(d.low, d.high, features, d.covariates, min_samples=d.min_samples)
-        out = np.abs(special.ndtri_exp(found.log_p - np.log(2)))
-        ties = d.ties
-        spread = np.sqrt(found.spread[:, features.pattern[ties]])
-        out[:, ties] = np.abs(found.difference[:, ties] / features.scale[ties]) / spread
-        return out.astype(np.float32)
+        options = {"min_samples": d.min_samples, "n_features": len(d.ties), "dtype": np.float32}
+        return regressions(d.low[:, here], d.high[:, here], d.covariates[here], **options)
+
+    def _adjusted(self, z: np.ndarray, present: np.ndarray) -> np.ndarray:
+        out, ties = np.full((len(self.low), z.shape[1]), np.nan, np.float32), self.design.ties
+        for p in range(present.shape[1]):
+            here, of_pattern = present[:, p], self.features.pattern == p
+            # who is missing moves with the features, and with it the regressions
+            fits = self.fits if self.complete[p] else self._regressions(here)
+            plain, tied = np.flatnonzero(of_pattern & ~ties), np.flatnonzero(of_pattern & ties)
+            y, y_tied = z[np.ix_(here, plain)], z[np.ix_(here, tied)]
+            for rows, fit in fits:
+                if len(plain):
+                    effect = fit.effect(y)
+                    low, high = fit.variance(y, effect)
+                    out[np.ix_(rows, plain)] = _deviate(effect, low + high, fit.df(low, high))
+                if len(tied):
+                    out[np.ix_(rows, tied)] = np.abs(fit.effect(y_tied)) / np.sqrt(fit.spread)[:, None]
+        return out
 
     def bin_scores(self, deviates: np.ndarray) -> np.ndarray:
         """(n_bins,) sums of -log10 p over the tests of the genes of every bin."""
         log_p = special.log_ndtr(-np.nan_to_num(deviates, nan=0.0)) + np.float32(np.log(2))
         log_p[np.isnan(deviates)] = 0.0
         return self.design.bins @ (-log_p.sum(axis=1, dtype=np.float64) / np.log(10))
+
+
+def _welch_deviate(low: tuple, high: tuple) -> np.ndarray:
+    """From number, sum and sum of squares of either group."""
+    mean = [total / n for n, total, _ in (low, high)]
+    error = [np.maximum(s - n * m * m, 0) / (n - 1) / n for (n, _, s), m in zip((low, high), mean, strict=True)]
+    total = error[0] + error[1]
+    df = total**2 / (error[0] ** 2 / (low[0] - 1) + error[1] ** 2 / (high[0] - 1))
+    return _deviate(mean[1] - mean[0], total, df)
+
+
+def _deviate(effect: np.ndarray, variance: np.ndarray, df: np.ndarray) -> np.ndarray:
+    """Abs(t) as a normal deviate (Wallace)."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (8 * df + 1) / (8 * df + 3) * np.sqrt(df * np.log1p(effect**2 / variance / df))

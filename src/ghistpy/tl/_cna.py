@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ghistpy.tl import _genome
+from ghistpy.tl._patients import columns_of_kind, matrix
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from ghistpy.stats.association import TwoGroups
     from ghistpy.stats.permuted import Null
-
-logger = logging.getLogger("ghistpy")
 
 _MODAL_MASS = 0.05
 _TIE_PERMUTATIONS = 999
@@ -36,27 +34,47 @@ def covariates(
     adata: AnnData, covariates: str | Sequence[str] | None, rows: np.ndarray
 ) -> tuple[np.ndarray | None, np.ndarray]:
     """Standardised design (patients, q) without intercept, or None, and which patients have all of it."""
+    names = [covariates] if isinstance(covariates, str) else list(covariates or ())
+    if not names:
+        return None, np.ones(len(rows), dtype=bool)
+    unknown = [name for name in names if name not in adata.obs and name not in adata.obsm]
+    if unknown:
+        raise ValueError(
+            f"covariates={unknown} are neither columns of adata.obs ({list(adata.obs)}) nor keys of adata.obsm "
+            f"({list(adata.obsm)})"
+        )
+    parts = [_covariate(adata, name, rows) for name in names]
+    kept = ~np.isnan(np.column_stack(parts)).any(axis=1)
+    if not kept.any():
+        raise ValueError(f"covariates={names}: no patient has all of them")
+    # levels of a category that nobody has are constant, and go with the other constants
+    design = np.column_stack(parts)[kept]
+    varies = np.ptp(design, axis=0) > 0
+    design = (design - design.mean(axis=0))[:, varies] / design.std(axis=0)[varies]
+    if design.shape[1] > len(design) - 3:
+        raise ValueError(
+            f"covariates={names}: {design.shape[1]} columns leave nothing to test on {len(design)} patients; give fewer"
+        )
+    return design, kept
+
+
+def _covariate(adata: AnnData, name: str, rows: np.ndarray) -> np.ndarray:
+    """(patients, q): a number or the indicators of a category in ``obs``, or the columns of an array in ``obsm``."""
     import pandas as pd
 
-    if covariates is None:
-        return None, np.ones(len(rows), dtype=bool)
-    names = [covariates] if isinstance(covariates, str) else list(covariates)
-    missing = [name for name in names if name not in adata.obs]
-    if missing:
-        raise ValueError(f"covariates={missing} are not in adata.obs; columns there are {list(adata.obs)}")
-    frame = adata.obs[names].iloc[rows]
-    kept = frame.notna().all(axis=1).to_numpy()
-    if not kept.all():
-        logger.warning("cna_association: %d patients without covariates %s left out", (~kept).sum(), names)
-    frame = frame[kept]
-    numeric = [name for name in names if pd.api.types.is_numeric_dtype(frame[name].dtype)]
-    parts = [frame[numeric].to_numpy(dtype=np.float64)]
-    parts += [pd.get_dummies(frame[n].astype(str), drop_first=True).to_numpy(float) for n in names if n not in numeric]
-    design = np.column_stack(parts)
-    if not len(design):
-        raise ValueError(f"covariates={names}: no patient has all of them")
-    scale = design.std(axis=0)
-    return ((design - design.mean(axis=0)) / np.where(scale > 0, scale, 1))[:, scale > 0], kept
+    if name in adata.obs and name in adata.obsm:
+        raise ValueError(f"covariates={name!r} is a column of adata.obs and a key of adata.obsm; rename one of them")
+    if name in adata.obsm:
+        values = _genome.dense(adata.obsm[name])[rows].astype(np.float64)
+    elif pd.api.types.is_numeric_dtype(adata.obs[name].dtype):
+        values = adata.obs[name].iloc[rows].to_numpy(dtype=np.float64, na_value=np.nan)
+    else:
+        column = adata.obs[name].iloc[rows]
+        values = pd.get_dummies(column.astype(object).map(str, na_action="ignore"), drop_first=True).to_numpy(float)
+        values[column.isna()] = np.nan
+    if np.isinf(values).any():
+        raise ValueError(f"covariates={name!r}: {int(np.isinf(values).sum())} values are infinite; set them missing")
+    return values.reshape(len(rows), -1)
 
 
 @dataclass(frozen=True)
@@ -69,28 +87,18 @@ class Table:
     notes: dict[str, Any]
 
 
-def features(adata: AnnData, kind: str | Sequence[str] | None, rows: np.ndarray) -> Table:
+def features(adata: AnnData, kind: str | Sequence[str] | None, layer: str | None, rows: np.ndarray) -> Table:
     import pandas as pd
 
-    columns = np.arange(adata.n_vars)
-    if kind is not None:
-        kinds = [kind] if isinstance(kind, str) else list(kind)
-        there = sorted(set(adata.var["kind"].astype(str))) if "kind" in adata.var else []
-        unknown = [name for name in kinds if name not in there]
-        if unknown:
-            raise ValueError(f"kind={unknown}: there is no such feature; kinds in adata.var['kind'] are {there}")
-        columns = np.flatnonzero(adata.var["kind"].astype(str).isin(kinds))
-    values = _genome.dense(adata.X[rows][:, columns]).astype(np.float64)
-    values[~np.isfinite(values)] = np.nan
+    columns = columns_of_kind(adata, kind)
+    values = matrix(adata, columns, layer)[rows]
     names = np.asarray(adata.var_names, dtype=str)[columns]
     empty = np.isnan(values).all(axis=0)
     low, high = np.nanmin(values[:, ~empty], axis=0), np.nanmax(values[:, ~empty], axis=0)
     constant = np.zeros(len(names), dtype=bool)
     constant[~empty] = low == high
-    notes = {"features_all_missing": names[empty].tolist(), "features_constant": names[constant].tolist()}
-    for what, left in notes.items():
-        if left:
-            logger.warning("cna_association: %d %s left out: %s", len(left), what.replace("_", " "), _genome.some(left))
+    notes = _genome.left_out("features_all_missing", names[empty])
+    notes |= _genome.left_out("features_constant", names[constant])
     kept = ~empty & ~constant
     if not kept.any():
         raise ValueError(
@@ -118,6 +126,11 @@ class Groups:
         distinct = code[first]
         return cls(distinct == -1, distinct == 1, row.ravel())
 
+    @property
+    def calls(self) -> np.ndarray:
+        """(K', n) int8: -1 loss, 1 gain, 0 neither."""
+        return self.high.astype(np.int8) - self.low
+
 
 def make_bins(genes: pd.DataFrame, bin_size: int) -> pd.DataFrame:
     """Bins with genes, in genome order; sets ``genes["bin"]``."""
@@ -134,8 +147,8 @@ def make_bins(genes: pd.DataFrame, bin_size: int) -> pd.DataFrame:
 
 
 def chromosome_order(names: Sequence[str]) -> np.ndarray:
-    """Sort keys of chromosome names: chr1 … chr22, X, Y, then what is left."""
-    special = {"X": 23, "Y": 24, "M": 25, "MT": 25}
+    """Sort keys of chromosome names: chr1 … chr22, X, Y, M, then what is left."""
+    special = {"X": 23, "Y": 24, "M": 25}
     short = [str(name).removeprefix("chr") for name in names]
     return np.array([int(s) if s.isdigit() else special.get(s, 99) for s in short])
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ghistpy import _keys
+from ghistpy.tl import _image_features
+from ghistpy.tl._image_features import IMAGE_KINDS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,12 +21,13 @@ KINDS = (
     "pathway_gsva", "pathway_mean", "pathway_prop", "CCI",
     "L_stats", "celltype_interaction", "morans_I", "nn_correlation",
 )  # fmt: skip
-EXTRA_KINDS = ("proportion_clr",)
+EXTRA_KINDS = ("proportion_clr", *IMAGE_KINDS)
 PRESENCE = "presence"
 PATHWAYS = ("pathway_gsva", "pathway_mean", "pathway_prop")
 BY_TYPE = ("gene_mean_celltype", "gene_prop_celltype", "gene_cor_celltype")
 BULK = ("gene_mean_bulk", "gene_prop_bulk", "gene_cor_bulk")
 PER_GENE = ("morans_I", "nn_correlation")
+WITHOUT_TYPES = (*BULK, *PER_GENE, *IMAGE_KINDS)
 SPATIAL = ("L_stats", "celltype_interaction", "morans_I", "nn_correlation")
 N_TOP = {
     "gene_mean_celltype": 100, "gene_prop_celltype": 100, "gene_cor_celltype": 5,
@@ -49,7 +52,10 @@ class _Sample:
             X = X.log1p() if hasattr(X, "log1p") else np.log1p(X)
         self.X = X
         self.genes = np.asarray(table.adata.var_names, dtype=str)
-        own, names = _table.cell_types(table, plan["cell_type_key"])
+        if plan.get("need_types", True) or plan["cell_type_key"] in table.adata.obs:
+            own, names = _table.cell_types(table, plan["cell_type_key"])
+        else:
+            own, names = np.full(table.n, -1), []
         self.own_types = names
         types = plan.get("cell_types")
         self.types = names if types is None else list(types)
@@ -100,6 +106,7 @@ def summarise_sample(slide: Any, *, plan: Mapping[str, Any]) -> dict[str, Any]:
     """What the plan is made from: types, genes, their variances by type, and scores of gene sets in outline."""
     sample = _Sample(slide, plan)
     out: dict[str, Any] = {"genes": sample.genes, "types": sample.types, "n": sample.n}
+    out["morphology"] = list(_image_features.morphology(sample.table.adata))
     if plan["need_variance"]:
         out["variance"] = sample.moments.variance
     if plan["need_cutoffs"]:
@@ -119,7 +126,9 @@ def sample_features(slide: Any, *, plan: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "values": out,
         "n_cells": len(sample.codes),
-        PRESENCE: (sample.n > 0).astype(np.float64),
+        "n_by_type": sample.n,
+        # a sample in which no cell has a known type says nothing about types
+        PRESENCE: np.where(sample.n > 0, 1.0, 0.0 if sample.n.any() else np.nan),
         "unknown_types": unknown,
         "n_without_type": int((sample.codes < 0).sum()),
         "missing_genes": sorted(set(plan_genes(plan)) - set(sample.genes)),
@@ -134,7 +143,7 @@ def plan_genes(plan: Mapping[str, Any]) -> list[str]:
 
 
 def _proportions(sample: _Sample) -> np.ndarray:
-    return sample.n / max(sample.n.sum(), 1)
+    return sample.n / (sample.n.sum() or np.nan)
 
 
 def _logit(sample: _Sample) -> np.ndarray:
@@ -146,13 +155,18 @@ def _logit(sample: _Sample) -> np.ndarray:
 def _ratio(sample: _Sample) -> np.ndarray:
     from ghistpy.stats.patient_features import log_ratios
 
-    return log_ratios(sample.n)
+    return _known(sample, log_ratios(sample.n))
 
 
 def _clr(sample: _Sample) -> np.ndarray:
     from ghistpy.stats.patient_features import centred_log_ratio
 
-    return centred_log_ratio(sample.n)
+    return _known(sample, centred_log_ratio(sample.n))
+
+
+def _known(sample: _Sample, values: np.ndarray) -> np.ndarray:
+    """NaN in a sample in which no cell has a known type."""
+    return values if sample.n.any() else np.full_like(values, np.nan, dtype=np.float64)
 
 
 def _by_type(slot: str, kind: str) -> Any:
@@ -298,6 +312,9 @@ _OF_KIND: dict[str, Any] = {
     "celltype_interaction": _interaction,
     "morans_I": _per_gene(_moran, "morans_I"),
     "nn_correlation": _per_gene(_nn, "nn_correlation"),
+    "image_density": lambda s: _image_features.density(s.slide, s.xy, s.plan["window"]),
+    "image_morphology": lambda s: _image_features.morphology_summary(s.table.adata, s.plan["morphology"]),
+    "image_stain": lambda s: _image_features.stain(s.slide),
 }
 
 
@@ -324,6 +341,10 @@ def _rows_of_kind(kind: str, plan: Mapping[str, Any]) -> list[tuple[str, str, st
         return [(lr[0], a, b, lr[1]) for a in types for b in types for lr in plan["lr_pairs"]]
     if kind == "L_stats":
         return [("", a, b, "") for a in types for b in types]
+    if kind in IMAGE_KINDS:
+        of_morphology = [f"{name}_{what}" for name in plan.get("morphology", []) for what in ("mean", "sd")]
+        names = dict(zip(IMAGE_KINDS, (_image_features.DENSITY, of_morphology, _image_features.STAIN), strict=True))
+        return [(name, "", "", "") for name in names[kind]]
     return [("", a, b, "") for i, a in enumerate(types) for b in types[i:]]  # celltype_interaction
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,13 @@ def some(names: Sequence[Any], n: int = 5) -> str:
     """The first few names, and how many more there are."""
     names = [str(name) for name in names]
     return ", ".join(names[:n]) + (f" and {len(names) - n} more" if len(names) > n else "")
+
+
+def left_out(what: str, names: Sequence[str]) -> dict[str, list[str]]:
+    """Say who or what is left out, for the notes."""
+    if len(names):
+        logger.warning("cna_association: %d %s left out: %s", len(names), what.replace("_", " "), some(names))
+    return {what: [str(name) for name in names]}
 
 
 @dataclass(frozen=True)
@@ -107,13 +115,8 @@ def match_patients(table: np.ndarray, calls: Calls) -> tuple[np.ndarray, np.ndar
         raise ValueError(
             f"cna and adata share no patient: adata has {some(table, 3)}, cna has {some(calls.patients, 3)}{hint}"
         )
-    only = {
-        "patients_without_calls": table[position < 0].tolist(),
-        "patients_with_calls_only": sorted(set(calls.patients) - set(table)),
-    }
-    for what, names in only.items():
-        if names:
-            logger.warning("cna_association: %d %s left out: %s", len(names), what.replace("_", " "), some(names))
+    only = left_out("patients_without_calls", table[position < 0])
+    only |= left_out("patients_with_calls_only", sorted(set(calls.patients) - set(table)))
     return rows, position[rows], only
 
 
@@ -150,8 +153,7 @@ def _tidy(frame: pd.DataFrame) -> pd.DataFrame:
 
     frame = frame.dropna().copy()
     frame.index = frame.index.astype(str)
-    chrom = frame["chrom"].astype(str)
-    frame["chrom"] = np.where(chrom.str.startswith("chr"), chrom, "chr" + chrom)
+    frame["chrom"] = [chromosome(name) for name in frame["chrom"]]
     for name in ("start", "end"):
         frame[name] = pd.to_numeric(frame[name]).astype(np.int64)
     repeated = frame.index.duplicated(keep=False)
@@ -160,6 +162,17 @@ def _tidy(frame: pd.DataFrame) -> pd.DataFrame:
         frame = frame[~frame.index.isin(places.index[places > 1])]
         frame = frame[~frame.index.duplicated()]
     return frame
+
+
+def chromosome(name: Any) -> str:
+    """A name as ``chr1`` … ``chrX``: from 1, 1.0, "01", "x", "Chr1"; 23 and 24 are X and Y, as PLINK writes them."""
+    short = re.sub(r"(?i)^chr", "", str(name).strip())
+    if re.fullmatch(r"\d+(\.0+)?", short):
+        short = str(int(float(short)))
+        short = {"23": "X", "24": "Y"}.get(short, short)
+    elif short.upper() in ("X", "Y", "M", "MT"):
+        short = short.upper()[0]
+    return f"chr{short}"
 
 
 def locate(genes: np.ndarray, table: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray, dict[str, Any]]:
@@ -176,10 +189,7 @@ def locate(genes: np.ndarray, table: pd.DataFrame) -> tuple[pd.DataFrame, np.nda
             f"{some(table.index, 3)}); pass positions= or give cna.var the columns chrom, start, end"
         )
     sex = placed["chrom"].isin(_SEX).to_numpy()
-    dropped = {"genes_without_position": genes[nowhere].tolist(), "genes_on_sex_chromosomes": genes[sex].tolist()}
-    for what, names in dropped.items():
-        if names:
-            logger.warning("cna_association: %d %s left out: %s", len(names), what.replace("_", " "), some(names))
+    dropped = left_out("genes_without_position", genes[nowhere]) | left_out("genes_on_sex_chromosomes", genes[sex])
     kept = np.flatnonzero(~nowhere & ~sex)
     if not len(kept):
         raise ValueError("cna: every gene with a position lies on chrX or chrY, which are not tested")

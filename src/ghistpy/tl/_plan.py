@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ghistpy.tl import _features
-from ghistpy.tl._features import BULK, BY_TYPE, PATHWAYS, PER_GENE
+from ghistpy.tl._features import BULK, BY_TYPE, PATHWAYS, PER_GENE, WITHOUT_TYPES
 
 if TYPE_CHECKING:
     from ghistpy.io import Cohort
@@ -30,6 +30,7 @@ def make_plan(
     ]
     sets = {str(k): sorted({str(g) for g in v}) for k, v in (given["gene_sets"] or {}).items()}
     types = None if given["cell_types"] is None else [str(t) for t in given["cell_types"]]
+    options = options | {"need_types": bool(set(kinds) - set(WITHOUT_TYPES))}
     first = options | {
         "need_variance": bool(free), "need_cutoffs": "pathway_prop" in kinds, "gene_sets": sets, "cell_types": types,
     }  # fmt: skip
@@ -53,6 +54,12 @@ def make_plan(
         if notes[what]:
             logger.warning("cohort_features: %d %s", len(notes[what]), what.replace("_", " "))
     plan = options | {"kinds": kinds, "cell_types": types, "gene_sets": kept, "lr_pairs": present, "notes": notes}
+    plan["morphology"] = list(dict.fromkeys(name for one in found.values() for name in one["morphology"]))
+    if "image_morphology" in kinds and not plan["morphology"]:
+        raise ValueError(
+            "kinds: 'image_morphology' needs obs['area_um2'] or obsm['morphology'] in the tables; no training sample "
+            "has either"
+        )
     plan["genes"] = {k: _genes_of(k, chosen, found, types, panel, n_top) for k in selected}
     if "pathway_prop" in kinds:
         names = list(sets)
@@ -85,6 +92,9 @@ def _genes_of(
     elif isinstance(chosen, Mapping):
         chosen = None
     if isinstance(chosen, Mapping):
+        unknown = sorted(set(map(str, chosen)) - set(types))
+        if unknown:
+            raise ValueError(f"genes[{kind!r}]: there are no cells of types {unknown[:5]}; types are {types}")
         return {t: _known(chosen.get(t, []), panel) for t in types}
     if chosen is not None:
         genes = _known(chosen, panel)

@@ -32,6 +32,7 @@ def cna_association(
     n_permutations: int = 0,
     bin_size: int = 1_000_000,
     kind: str | Sequence[str] | None = None,
+    layer: str | None = None,
     patient_key: str | None = None,
     positions: pd.DataFrame | None = None,
     cis_window: int = 5_000_000,
@@ -58,15 +59,16 @@ def cna_association(
     min_samples
         Fewest patients with a value in either group.
     covariates
-        Columns of ``adata.obs`` to adjust for (subtype, purity, fraction of the genome altered): numbers as
-        they are, anything else by category. Patients without them are left out, and counted.
+        What to adjust for. Columns of ``adata.obs`` (subtype, purity, fraction of the genome altered): numbers
+        as they are, anything else by category. Keys of ``adata.obsm``, such as ``"X_pca"``, with all columns:
+        hidden factors. Patients without them are left out, and named.
     n_permutations
         Permutations of the patients against the calls, for family-wise error rates (largest statistic of
         all tests) and p-values of bins. 0 = none.
     bin_size
         Bases of a genome bin.
-    kind
-        Features of these kinds only (``adata.var["kind"]``).
+    kind, layer
+        Features of these kinds only (``adata.var["kind"]``); values of this layer. Default: all, ``X``.
     patient_key
         Column of ``adata.obs`` (and of ``cna.obs`` if there) that names patients; default: the row names.
     positions
@@ -101,6 +103,8 @@ def cna_association(
     ``bins``                  frame           chrom, start, end, n_genes, score, score_per_feature, pval,
                                               pval_adj
     ``deviate``               float32 (K, F)  statistics as normal deviates (with permutations)
+    ``calls``                 int8 (K', n)    -1, 0, 1 of the patients tested, one row per distinct row of calls
+    ``call_row``              int32 (K,)      which of them each gene has
     ``null_largest``          float64 (B, 2)  largest deviate of each permutation, without and with ties
     ``notes``                 str             what was left out, λ and parameters (JSON)
     ========================= =============== ==========================================================
@@ -118,7 +122,9 @@ def cna_association(
     genome associations lie. They are no tests; ``pval`` of a bin (with permutations) is one.
 
     Genes on chrX and chrY and genes without position are left out and counted. With covariates: least
-    squares with heteroscedastic errors (HC2), which without covariates is Welch's test.
+    squares with heteroscedastic errors (HC2) and degrees of freedom after Bell and McCaffrey, which without
+    covariates is Welch's test. On small groups this errs on the safe side. The adjustment is linear in the
+    covariates: of a feature with ties, which cannot follow one linearly, it leaves a rest (see docs).
 
     Cost: O(K' n F) for K' distinct rows of calls, n patients; as much again per permutation.
 
@@ -126,7 +132,8 @@ def cna_association(
     ------
     ValueError
         Calls outside -2 .. 2, repeated or no common patients, no gene with a position, no group large
-        enough, features that are all constant or missing, unknown kind, column or transform.
+        enough, features that are all constant or missing, infinite values, unknown kind, layer, column or
+        transform.
 
     References
     ----------
@@ -145,11 +152,12 @@ def cna_association(
     _check(transform, min_samples, n_permutations, bin_size)
     calls = _genome.read_calls(cna, patient_key)
     table = _genome.position_table(cna, positions)
-    rows, call_rows, notes = _genome.match_patients(_cna.patients(adata, patient_key), calls)
+    names = _cna.patients(adata, patient_key)
+    rows, call_rows, notes = _genome.match_patients(names, calls)
     design, kept = _cna.covariates(adata, covariates, rows)
-    notes["patients_without_covariates"] = int((~kept).sum())
+    notes |= _genome.left_out("patients_without_covariates", names[rows[~kept]])
     rows, call_rows = rows[kept], call_rows[kept]
-    features = _cna.features(adata, kind, rows)
+    features = _cna.features(adata, kind, layer, rows)
     genes, at, dropped = _genome.locate(calls.genes, table)
     groups = _cna.Groups.of(calls, call_rows, at, deep=deep)
     bins = _cna.make_bins(genes, bin_size)
@@ -161,7 +169,8 @@ def cna_association(
     _place_features(features, adata, table)
     params = {
         "deep": deep, "transform": transform, "min_samples": min_samples, "covariates": covariates,
-        "n_permutations": n_permutations, "bin_size": bin_size, "kind": kind, "cis_window": cis_window, "seed": seed,
+        "n_permutations": n_permutations, "bin_size": bin_size, "kind": kind, "layer": layer, "cis_window": cis_window,
+        "seed": seed,
     }  # fmt: skip
     notes |= dropped | features.notes
     notes |= {"n_distinct_calls": len(groups.low), "n_missing_calls": calls.n_missing, "params": params}
@@ -250,6 +259,8 @@ def _result(
         "genes": genes,
         "features": features.frame,
         "bins": bins,
+        "calls": groups.calls,
+        "call_row": row.astype(np.int32),
         "notes": json.dumps(notes),
     }
     return out | ({"deviate": null.deviate[row], "null_largest": null.largest} if asked else {})

@@ -11,7 +11,8 @@ import numpy as np
 
 from ghistpy import _keys
 from ghistpy.tl import _features
-from ghistpy.tl._features import EXTRA_KINDS, KINDS, N_TOP, PATHWAYS, PRESENCE
+from ghistpy.tl._features import BULK, BY_TYPE, EXTRA_KINDS, KINDS, N_TOP, PATHWAYS, PER_GENE, PRESENCE
+from ghistpy.tl._image_features import IMAGE_KINDS
 from ghistpy.tl._plan import make_plan
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ghistpy")
 
 _COMBINE = ("weighted", "mean", "largest")
+_OF_PAIRS = ("CCI", "L_stats")
+_OF_TYPES = (*BY_TYPE, *PATHWAYS, *_OF_PAIRS)
 
 
 def cohort_features(
@@ -56,8 +59,8 @@ def cohort_features(
     cohort
         A :class:`ghistpy.Cohort`, or sample -> slide or table of cells (a sequence is numbered).
     kinds
-        Which features, see Notes. Default: all that can be computed; ``pathway_*`` need ``gene_sets``, ``CCI``
-        needs ``lr_pairs``.
+        Which features, see Notes. Default: all that can be computed, but ``proportion_clr`` and ``image_*``;
+        ``pathway_*`` need ``gene_sets``, ``CCI`` needs ``lr_pairs``.
     genes
         Genes to use: a list for every kind, or kind -> list (kinds by type: or type -> list). Default: the most
         variable ones of the training samples.
@@ -71,17 +74,19 @@ def cohort_features(
     client
         ``dask.distributed.Client``: one task per slide.
     table_key, layer, cell_type_key
-        Table of cells, its values (default ``X``; raw counts become log1p) and the column of types.
+        Table of cells, its values (default ``X``; raw counts become log1p) and the column of types, which
+        ``*_bulk``, ``morans_I``, ``nn_correlation`` and ``image_*`` can do without.
     cell_types
         Types and their order. Default: those of the training samples, sorted.
     train
-        Samples on which genes, types and cut-offs are chosen, or a boolean column of the manifest. Default:
-        all; a model that is judged on some of them has then seen which of their genes vary.
+        Samples on which genes, types and cut-offs are chosen, or a column of the manifest with true and false
+        or 1 and 0. Default: all; a model that is judged on some of them has then seen which of their genes vary.
     reference
         An earlier result: its types, genes, gene sets and cut-offs are used again, for new patients.
     combine
-        Several samples of one patient: ``"weighted"``, mean weighted by numbers of cells; ``"mean"``;
-        ``"largest"``, the sample with most cells. Missing values are left out of means.
+        Several samples of one patient: ``"weighted"``, mean weighted by numbers of cells (of the type, for
+        expression in a type; of the rarer type, for ``CCI`` and ``L_stats``); ``"mean"``; ``"largest"``, the
+        sample with most cells. Missing values are left out of means. A type is present when it is in one.
     n_top
         Kind -> number of variable genes by sample (and type).
     threshold
@@ -93,7 +98,7 @@ def cohort_features(
         ``"knn"``: 6 nearest neighbours. ``"all_pairs"``: weights 1/distance, up to 5,000 cells a sample. One
         form for the whole cohort.
     window, grid
-        Of ``L_stats``, as in :func:`ghistpy.tl.ripley_l`.
+        Of ``L_stats``, as in :func:`ghistpy.tl.ripley_l`; the window also of ``image_density``.
     progress
         Show bars.
 
@@ -108,7 +113,7 @@ def cohort_features(
         ``X``                     features
         ``obs``                   ``n_samples``, ``n_cells``, and columns of the manifest that do not vary
                                   within a patient
-        ``var``                   ``kind``, ``gene`` (or gene set), ``cell_type``, ``partner`` (second type,
+        ``var``                   ``kind``, ``gene`` (or set, or measure), ``cell_type``, ``partner`` (second type,
                                   or second gene of a correlation), ``partner_gene`` (receptor)
         ``uns["ghistpy"]``        ``feature_plan`` (JSON: types, genes, cut-offs and options, for
                                   ``reference=``), ``feature_notes`` (JSON: what was left out, failures)
@@ -126,6 +131,11 @@ def cohort_features(
     pair of types; not spatial) · ``L_stats`` (mean of L(r) - r, ordered pairs of types with more than 10
     cells), ``celltype_interaction`` (share of the cell pairs within the radius, unordered type pairs),
     ``morans_I``, ``nn_correlation``.
+
+    What the image gives without expression, only when named, for ``image_keys=`` of
+    :func:`ghistpy.tl.survival_cv`: ``image_density`` (cells per mm² of tissue), ``image_morphology`` (mean and
+    SD over the nuclei of ``obs["area_um2"]`` and ``obsm["morphology"]``), ``image_stain`` (mean and SD of the
+    optical density of the tissue in R, G, B; NaN without an image). Their measure is in ``var["gene"]``.
 
     Two passes, each one slide at a time: the plan, then features by the plan; both are kept by a cohort with a
     cache folder. Cost per slide O(n G) for n cells, plus pairs within the radius.
@@ -154,6 +164,7 @@ def cohort_features(
 
     kinds, notes = _kinds(kinds, gene_sets, lr_pairs, reference)
     _check(missing, combine, moran, grid)
+    _check_numbers(threshold, radius_um, n_top, genes)
     cohort = cohort if isinstance(cohort, Cohort) else Cohort(slides=_named(cohort))
     options = {
         "table_key": table_key, "layer": layer, "cell_type_key": cell_type_key, "threshold": float(threshold),
@@ -202,6 +213,21 @@ def _check(missing: str, combine: str, moran: str, grid: str) -> None:
             raise ValueError(f"{name}={value!r}: expected one of {list(allowed)}")
 
 
+def _check_numbers(threshold: float, radius_um: float, n_top: Any, genes: Any) -> None:
+    if not np.isfinite(threshold):
+        raise ValueError(f"threshold={threshold!r}: expected a finite value of expression")
+    if not (np.isfinite(radius_um) and radius_um > 0):
+        raise ValueError(f"radius_um={radius_um!r}: expected a length above 0 in µm")
+    options = {"n_top": (n_top, tuple(N_TOP)), "genes": (genes, (*BY_TYPE, *BULK, *PER_GENE))}
+    for name, (value, allowed) in options.items():
+        unknown = sorted(set(map(str, value)) - set(allowed)) if isinstance(value, Mapping) else []
+        if unknown:
+            raise ValueError(f"{name}: unknown kinds {unknown}; expected some of {list(allowed)}")
+    low = {k: v for k, v in (n_top or {}).items() if v < 1}
+    if low:
+        raise ValueError(f"n_top={low}: expected 1 gene or more")
+
+
 def _named(cohort: Any) -> dict[str, Any]:
     if isinstance(cohort, Mapping):
         return {str(k): v for k, v in cohort.items()}
@@ -218,7 +244,7 @@ def _training(cohort: Cohort, train: str | Sequence[str] | None) -> list[str]:
     if isinstance(train, str):
         if train not in cohort.obs:
             raise ValueError(f"train={train!r} is not a column of the manifest; there are {list(cohort.obs)}")
-        chosen = cohort.obs.index[cohort.obs[train].astype(bool)].tolist()
+        chosen = cohort.obs.index[_as_boolean(cohort.obs[train], train)].tolist()
     else:
         chosen = [str(s) for s in train]
         unknown = sorted(set(chosen) - set(cohort.samples))
@@ -227,6 +253,17 @@ def _training(cohort: Cohort, train: str | Sequence[str] | None) -> list[str]:
     if not chosen:
         raise ValueError("train: it names no sample")
     return chosen
+
+
+def _as_boolean(column: pd.Series, name: str) -> np.ndarray:
+    """True and false of a column that holds nothing else, or 1 and 0: "no" would count as true."""
+    values = column.astype(object)
+    if not values.isin([True, False]).all():
+        wrong = sorted({repr(v) for v in values[~values.isin([True, False])]})
+        raise ValueError(
+            f"train={name!r}: the column holds {wrong[:5]}; expected true and false, or 1 and 0, everywhere"
+        )
+    return values.to_numpy(dtype=bool)
 
 
 def _stored_plan(reference: AnnData, kinds: list[str]) -> dict[str, Any]:
@@ -259,9 +296,14 @@ def _table(
     X = np.stack([np.concatenate([*(r["values"][k] for k in kinds), r[PRESENCE]]) for r in results.values()])
     X = X[:, : len(var)]
     obs = cohort.obs.loc[list(results)].assign(n_cells=[r["n_cells"] for r in results.values()])
-    X, obs, varying = combine_samples(X, obs, combine)
+    blank = [s for s, r in results.items() if "image_stain" in kinds and np.isnan(r["values"]["image_stain"]).all()]
+    weight = _weights(var, plan["cell_types"], obs["n_cells"], np.stack([r["n_by_type"] for r in results.values()]))
+    X, obs, varying = combine_samples(X, obs, combine, weight)
+    present = (var["kind"] == PRESENCE).to_numpy()
+    X[:, present] = np.where(np.isnan(X[:, present]), np.nan, X[:, present] > 0)
     if missing == "zero":
-        X = np.nan_to_num(X, nan=0.0)
+        # an image that is not there has no density of 0
+        X[np.isnan(X) & ~var["kind"].isin(IMAGE_KINDS).to_numpy()] = 0.0
     lost = sorted(set(cohort.obs["patient"]) - set(obs.index))
     notes |= {
         "failures": {s: text.strip().splitlines()[-1] for s, text in results.failures.items()},
@@ -270,6 +312,7 @@ def _table(
         "unknown_types": sorted({t for r in results.values() for t in r["unknown_types"]}),
         "n_cells_without_known_type": sum(r["n_without_type"] for r in results.values()),
         "genes_missing_in_samples": {s: len(r["missing_genes"]) for s, r in results.items() if r["missing_genes"]},
+        "samples_without_tissue_image": blank,
         "combine": combine,
         "missing": missing,
     }
@@ -284,13 +327,29 @@ def _warn(notes: dict[str, Any], kinds: list[str], in_silico: bool) -> None:
     if notes["patients_without_sample"]:
         names = notes["patients_without_sample"]
         logger.warning("cohort_features: %d patients without any sample left: %s", len(names), names[:5])
+    if notes["samples_without_tissue_image"]:
+        names = notes["samples_without_tissue_image"]
+        logger.warning("cohort_features: %d samples without an image of tissue: %s", len(names), names[:5])
     if notes["unknown_types"]:
         logger.warning("cohort_features: cells of types %s are in no feature by type", notes["unknown_types"])
     if in_silico and any(k.startswith("gene_prop") for k in kinds):
         logger.warning("cohort_features: gene_prop_* of in-silico tables measure their shrinkage as well")
 
 
-def combine_samples(X: np.ndarray, obs: pd.DataFrame, combine: str) -> tuple[np.ndarray, pd.DataFrame, list[str]]:
+def _weights(var: pd.DataFrame, types: list[str], n_cells: pd.Series, n_by_type: np.ndarray) -> np.ndarray:
+    """(samples, features) numbers of cells that a feature was measured on."""
+    import pandas as pd
+
+    # shares are shares of all cells
+    first = np.where(var["kind"].isin(_OF_TYPES), pd.Index(types).get_indexer(var["cell_type"]), -1)
+    second = np.where(var["kind"].isin(_OF_PAIRS), pd.Index(types).get_indexer(var["partner"]), -1)
+    by_type = np.column_stack([n_by_type, n_cells])  # the last column for -1
+    return np.minimum(by_type[:, first], by_type[:, second]).astype(np.float64)
+
+
+def combine_samples(
+    X: np.ndarray, obs: pd.DataFrame, combine: str, weight: np.ndarray
+) -> tuple[np.ndarray, pd.DataFrame, list[str]]:
     """Rows of samples to rows of patients; obs by patient; the columns that vary within patients (left out)."""
     import pandas as pd
     from scipy import sparse
@@ -298,18 +357,17 @@ def combine_samples(X: np.ndarray, obs: pd.DataFrame, combine: str) -> tuple[np.
     patients, first = np.unique(obs["patient"].to_numpy(dtype=str), return_index=True)
     patients = patients[np.argsort(first)]  # order of the manifest
     code = pd.Index(patients).get_indexer(obs["patient"].astype(str))
-    weight = obs["n_cells"].to_numpy(dtype=float)
     if combine == "mean":
-        weight = np.ones(len(weight))
+        weight = np.ones(X.shape)
     elif combine == "largest":
-        order = np.lexsort((-weight, code))
+        n_cells = obs["n_cells"].to_numpy()
+        order = np.lexsort((-n_cells, code))
         best = order[np.r_[True, np.diff(code[order]) > 0]]
-        weight = np.isin(np.arange(len(weight)), best).astype(float)
-    W = sparse.csr_array((weight, (code, np.arange(len(code)))), shape=(len(patients), len(code)))
+        weight = np.isin(np.arange(len(code)), best)[:, None] * np.ones(X.shape)
+    of_patient = sparse.csr_array((np.ones(len(code)), (code, np.arange(len(code)))), shape=(len(patients), len(code)))
     here = np.isfinite(X)
-    total = W @ here.astype(float)
     with np.errstate(invalid="ignore", divide="ignore"):
-        out = W @ np.where(here, X, 0.0) / total
+        out = of_patient @ (np.where(here, X, 0.0) * weight) / (of_patient @ (here * weight))
     groups = obs.groupby(code, sort=True)
     frame = pd.DataFrame({"n_samples": groups.size().to_numpy(), "n_cells": groups["n_cells"].sum().to_numpy()})
     frame.index = pd.Index(patients, dtype=object)
