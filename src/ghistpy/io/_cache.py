@@ -14,14 +14,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ghistpy.io._plain import read_plain, write_plain
+
 logger = logging.getLogger("ghistpy")
 
 _PART = ".part-"
 _STALE = 24 * 3600  # seconds after which nobody is writing a part any more
-# what an object that comes from a user's function raises when it is pickled, and what a disk raises
-_CANNOT_BE_KEPT = (
-    pickle.PicklingError, AttributeError, TypeError, ValueError, RuntimeError, LookupError, MemoryError, OSError,
-)  # fmt: skip
+# what is no plain value raises a TypeError; the others come from HDF5 and from disks
+_CANNOT_BE_KEPT = (TypeError, ValueError, RuntimeError, LookupError, MemoryError, OSError)
 
 
 def key_of(function: Callable, params: Mapping[str, Any], name: str) -> str | None:
@@ -87,7 +87,7 @@ def stamp(path: Path) -> str | None:
 
 
 class Cache:
-    """A folder of pickled results; what cannot be read again is computed again."""
+    """A folder of results as plain values; what cannot be read again is computed again."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -96,27 +96,24 @@ class Cache:
         """File of one result, by sample, stamp of the slide and µm/px that the manifest gives it."""
         digest = hashlib.sha256(f"{sample}\n{stamped}\n{mpp}".encode()).hexdigest()[:16]
         readable = "".join(c if c.isalnum() or c in "-_." else "_" for c in sample)[:60]
-        return self.folder / computation / f"{readable}-{digest}.pickle"
+        return self.folder / computation / f"{readable}-{digest}.h5"
 
     def load(self, path: Path) -> tuple[bool, Any]:
         """Whether there is such a result, and the result."""
         if not path.is_file():
             return False, None
         try:
-            with path.open("rb") as file:
-                return True, pickle.load(file)
-        except (OSError, EOFError, pickle.UnpicklingError, AttributeError, ImportError, ValueError) as error:
+            return True, read_plain(path)
+        except (OSError, RuntimeError, LookupError, TypeError, ValueError) as error:
             logger.warning("%s cannot be read (%s) and is computed again", path, error)
             return False, None
 
     def store(self, path: Path, value: Any) -> None:
-        """Write a result in one step; one that cannot be pickled or written is not kept, and said so."""
+        """Write a result in one step; one that is not plain or cannot be written is not kept, and said so."""
         temporary = path.with_name(f"{_PART}{uuid.uuid4().hex}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # an ordinary file, so that umask decides who may read it
-            with temporary.open("xb") as file:
-                pickle.dump(value, file, protocol=pickle.HIGHEST_PROTOCOL)
+            write_plain(temporary, value)
             os.replace(temporary, path)
         except _CANNOT_BE_KEPT as error:
             logger.warning("result of %s cannot be kept: %s: %s", path.name, type(error).__name__, error)

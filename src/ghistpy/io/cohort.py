@@ -188,15 +188,16 @@ class Cohort:
 
         Notes
         -----
-        With a cache folder the result of each sample is pickled there as soon as it is there: a second call,
-        or one after an interruption, computes what is missing. A result is found again while the function
+        With a cache folder the result of each sample is written there as soon as it is there, when it is made of
+        None, numbers, text, lists, tuples, dicts, arrays, frames and AnnData: a second call, or one after an
+        interruption, computes what is missing. A result is found again while the function
         and its code, ``params``, the version of ghistpy, the path and µm/px of the slide, and sizes and times
         of its file (of all files of a store) are the same; a function that writes into its slide is not run
         again until something else does. Functions and variables outside that it uses are not looked at: hand
         over in ``params`` what may change. Failures are not kept, and a result that cannot be written is
-        returned with a warning. Several processes may share the folder; its files are as readable as your
-        umask makes them. Pickles are code: share it with nobody whom you would not let run programs. Slides
-        in memory have no time of change, so nothing is kept of them.
+        returned with a warning. Several processes may share the folder; its files are HDF5, hold nothing that
+        could run, and are as readable as your umask makes them. Slides in memory have no time of change, so
+        nothing is kept of them.
         """
         if on_error not in ("collect", "raise"):
             raise ValueError(f"on_error={on_error!r}: expected 'collect' or 'raise'")
