@@ -61,7 +61,7 @@ def test_planted_difference_and_families():
     np.testing.assert_allclose(frame["pval_adj_global"], stats.false_discovery_control(frame["pval"]))
     np.testing.assert_allclose(frame["pval_bonferroni"], np.minimum(frame["pval"] * 120, 1))
     notes = frame.attrs["notes"]
-    assert "predictions" in notes["meaning"]
+    assert notes["meaning"] == ""  # nothing says that these are predictions
     assert notes["reference"] == "a"
 
 
@@ -185,7 +185,7 @@ def test_deseq2_says_how_to_install(monkeypatch):
         ({"groupby": "sex"}, "groupby='sex' is not a column"),
         ({"groupby": "one"}, "one group only"),
         ({"reference": "c"}, r"reference='c' is not among the groups \['a', 'b'\]"),
-        ({"method": "wilcoxon"}, "expected 'moderated_t' or 'deseq2'"),
+        ({"method": "wilcoxon"}, "method='wilcoxon': expected one of 'moderated_t', 'deseq2'"),
         ({"method": "deseq2"}, "needs counts, and the table holds logarithms"),
         ({"weighted": True}, "does not know numbers of cells"),
         ({"min_patients": 20}, "no cell type has 20 patients in two groups"),

@@ -272,6 +272,7 @@ def _table(
         "genes_missing_in_samples": {s: len(r["missing_genes"]) for s, r in results.items() if r["missing_genes"]},
         "combine": combine,
         "missing": missing,
+        "in_silico": any(r["in_silico"] for r in results.values()),
     }
     _warn(notes, kinds, any(r["in_silico"] for r in results.values()))
     adata = AnnData(X, obs=obs, var=var)
