@@ -1,7 +1,7 @@
 """Speed of the univariate Cox screening of cross-validated survival, against a loop over lifelines.
 
     python benchmarks/cohort_survival.py OUT [--features P] [--patients N] [--folds F] [--jobs J]
-    python benchmarks/cohort_survival.py OUT --coverage [--cohorts 200]
+    python benchmarks/cohort_survival.py OUT --coverage [--cohorts 200] [--repeats 20]
 
 Simulated patients (a third with events, ties from follow-up in whole months), ``--folds`` training folds of
 two thirds. Times the score test and the full fit (Newton to the maximum, Efron's ties, Wald) of all features
@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--coverage", action="store_true")
     parser.add_argument("--cohorts", type=int, default=200)
+    parser.add_argument("--repeats", type=int, default=20)
     args = parser.parse_args()
     if args.coverage:
         coverage(args)
@@ -181,7 +182,7 @@ def coverage(args: argparse.Namespace) -> None:
     logging.getLogger("ghistpy").setLevel(logging.ERROR)
     rows = []
     for n, p, effect in POPULATIONS:
-        found = [one_cohort(n, p, effect, seed) for seed in range(args.cohorts)]
+        found = [one_cohort(n, p, effect, args.repeats, seed) for seed in range(args.cohorts)]
         for name in found[0]:
             estimate, low, high, plain_low, plain_high = np.array([row[name] for row in found]).T
             truth = estimate.mean()
@@ -196,11 +197,11 @@ def coverage(args: argparse.Namespace) -> None:
             print(json.dumps(rows[-1]), flush=True)
     print(pd.DataFrame(rows).round(3).to_string())
     args.out.mkdir(parents=True, exist_ok=True)
-    result = {"cohorts": args.cohorts, "rows": rows}
+    result = {"cohorts": args.cohorts, "repeats": args.repeats, "rows": rows}
     (args.out / "cohort_survival_coverage.json").write_text(json.dumps(result, indent=1))
 
 
-def one_cohort(n: int, p: int, effect: float, seed: int) -> dict[str, tuple[float, ...]]:
+def one_cohort(n: int, p: int, effect: float, n_repeats: int, seed: int) -> dict[str, tuple[float, ...]]:
     """Estimate, interval, and interval of the bootstrap alone, of every quantity."""
     from ghistpy.cohort_stats.survival_cv import Design, Procedure, bootstrap_c_index, cross_validate
     from ghistpy.tl._survival_frames import survival_frames
@@ -210,8 +211,8 @@ def one_cohort(n: int, p: int, effect: float, seed: int) -> dict[str, tuple[floa
     months = rng.exponential(np.exp(-effect * X[:, 0] - 0.5 * age[:, 0]))
     stop = rng.uniform(0.1, 2, n)
     design = Design(X, np.minimum(months, stop), months <= stop, clinical=age)
-    how = Procedure(n_features=3, n_repeats=5, models=("model", "clinical", "clinical+model"))
-    found = cross_validate(design, how, tau=None)
+    how = Procedure(n_features=3, n_repeats=n_repeats, models=("model", "clinical", "clinical+model"))
+    found = cross_validate(design, how, tau=float(np.quantile(design.time, 0.9)))
     frames = survival_frames(found, design, np.arange(p).astype(str), 200, seed)
     samples = bootstrap_c_index(found, design.time, design.event, n_bootstraps=200, seed=seed)
     out = {}
@@ -223,10 +224,12 @@ def one_cohort(n: int, p: int, effect: float, seed: int) -> dict[str, tuple[floa
         sample = samples[at[row.model]] - samples[at[row.baseline]]
         plain = np.quantile(sample, [0.025, 0.975])
         out[f"{row.model} - {row.baseline}"] = (row.difference, row.ci_low, row.ci_high, *plain)
-    return out | accuracy_of_classes(X, effect, rng, seed)
+    return out | accuracy_of_classes(X, effect, n_repeats, rng, seed)
 
 
-def accuracy_of_classes(X: np.ndarray, effect: float, rng: np.random.Generator, seed: int) -> dict[str, tuple]:
+def accuracy_of_classes(
+    X: np.ndarray, effect: float, n_repeats: int, rng: np.random.Generator, seed: int
+) -> dict[str, tuple[float, ...]]:
     """The same of the balanced accuracy of two classes."""
     from ghistpy.cohort_stats.concordance import bootstrap_counts
     from ghistpy.cohort_stats.intervals import cross_validated_interval
@@ -241,7 +244,7 @@ def accuracy_of_classes(X: np.ndarray, effect: float, rng: np.random.Generator, 
     label = rng.integers(0, 2, len(X))
     values = X.copy()
     values[:, 0] += 2 * effect * label
-    predicted, _, folds = cross_validate(Outcomes(values, label), Classifier(n_features=3, n_repeats=5))
+    predicted, _, folds = cross_validate(Outcomes(values, label), Classifier(n_features=3, n_repeats=n_repeats))
     estimate = balanced_accuracy(predicted, label).mean(1)
     samples = balanced_accuracy(predicted, label, bootstrap_counts(len(X), 200, seed)).mean(2).T
     low, high = cross_validated_interval(estimate, accuracy_of_folds(predicted, label, folds), folds, samples)

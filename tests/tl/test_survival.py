@@ -388,3 +388,70 @@ def test_screening_picks_by_score(analysed):
     rows = np.isfinite(analysed.X).all(1)
     risk = RiskSets.of(analysed.obs["months"].to_numpy()[rows], analysed.obs["dead"].to_numpy()[rows])
     assert np.argmax(score_test(analysed.X[rows], risk)[0]) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"screen": "x"}, "screen='x': expected one of 'score', 'wald'"),
+        ({"penalty": "Firth"}, "penalty='Firth': expected one of 'none', 'ridge', 'firth'"),
+        ({"risk_scale": "x"}, "risk_scale='x': expected one of"),
+        ({"ridge": -1}, "ridge=-1: expected a finite number of at least 0"),
+        ({"tau": 0}, "tau=0: expected a finite number above 0"),
+        ({"n_splits": 1}, "n_splits=1: expected a whole number of at least 2"),
+        ({"n_bootstraps": 0}, "n_bootstraps=0: expected a whole number of at least 1"),
+        ({"n_permutations": -1}, "n_permutations=-1: expected a whole number of at least 0"),
+        ({"permutation_repeats": 0}, "permutation_repeats=0"),
+        ({"n_jobs": 0}, "n_jobs=0: expected a number of processes"),
+    ],
+)
+def test_options_that_mean_nothing(change, message):
+    with pytest.raises(ValueError, match=message):
+        gp.tl.survival_cv(make_cohort(60), **(COMMON | {"n_repeats": 1} | change))
+
+
+def test_missing_covariates_are_counted(caplog):
+    adata = make_cohort(60)
+    adata.obs.loc[adata.obs_names[:20], "age"] = np.nan
+    adata.obs.loc[adata.obs_names[:5], "stage"] = None
+    adata.obs.loc["P001", "density"] = np.nan
+    options = {"covariates": ["age", "stage"], "image_keys": ["density"], "n_repeats": 1}
+    gp.tl.survival_cv(adata, **COMMON, **options)
+    notes = gp.get.survival(adata).attrs["notes"]
+    assert notes["n_missing_covariates"] == {"age": 20, "stage": 5}
+    assert notes["n_missing_image_keys"] == {"density": 1}
+    assert "'age' for 20, 'stage' for 5 of 60 patients is missing" in caplog.text
+
+
+def test_few_groups_are_said(caplog):
+    adata = make_cohort(90)
+    adata.obs["three"] = np.where(np.arange(90) < 55, "big", np.where(np.arange(90) % 2, "x", "y"))
+    gp.tl.survival_cv(adata, **COMMON, group_key="three", n_repeats=20, n_features=2, n_permutations=2)
+    notes = gp.get.survival(adata).attrs["notes"]
+    assert notes["n_distinct_partitions"] == 1
+    assert notes["fold_sizes"][1] == 55
+    assert "20 repeats hold 1 different ones" in caplog.text
+    assert "folds hold 17 to 55 patients" in caplog.text
+    assert "within groups" in notes["permutation_null"]
+    caplog.clear()
+    gp.tl.survival_cv(adata, **COMMON, n_repeats=20, n_features=2)
+    notes = gp.get.survival(adata).attrs["notes"]
+    assert (notes["n_distinct_partitions"], notes["fold_sizes"]) == (20, [30, 30])
+    assert "different ones" not in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore:Observation names are not unique")
+def test_image_columns_of_a_patient_are_averaged_and_covariates_agree():
+    adata = make_cohort(60)
+    double = anndata.concat([adata, adata])
+    double.obs_names = [f"S{i}" for i in range(120)]
+    double.obs["patient"] = np.tile(adata.obs_names, 2)
+    double.obs["density"] += np.repeat([0.3, -0.3], 60)
+    options = COMMON | {"image_keys": ["density"], "n_repeats": 2, "n_features": 2}
+    gp.tl.survival_cv(adata, **options)
+    gp.tl.survival_cv(double, **options, patient_key="patient")
+    want = gp.get.survival(adata).set_index("model")["c_index"]
+    assert gp.get.survival(double).set_index("model")["c_index"]["image"] == pytest.approx(want["image"])
+    double.obs.loc["S0", "age"] += 1
+    with pytest.raises(ValueError, match="rows with different 'age': P000"):
+        gp.tl.survival_cv(double, **options, covariates=["age"], patient_key="patient")
