@@ -12,7 +12,8 @@ def _sites(rng, n=60, p=10, n_sites=8):
     """Features and hazard differ between sites, and have nothing to do with each other within them."""
     site = rng.permutation(np.arange(n) % n_sites)
     X = rng.normal(size=(n, p)) + rng.normal(size=(n_sites, p))[site]
-    return X, site, rng.normal(size=n_sites)[site]
+    level = rng.normal(size=n_sites)
+    return X, site, (level - level.mean())[site]
 
 
 def _uniform(pvalues, n_permutations):

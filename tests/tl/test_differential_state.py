@@ -378,8 +378,8 @@ def test_what_cannot_be_tested_is_said(caplog):
     adata.obs["age"] = (adata.obs["arm"] == "a").astype(float)
     with pytest.raises(ValueError, match=r"\['age'\] determine who is in 'b'"):
         gp.tl.differential_state(adata, groupby="arm", covariates="age")
+    adata.obs["number"] = np.arange(24.0)
     with pytest.raises(ValueError, match="groupby='number' has 24 values"):
-        adata.obs["number"] = np.arange(24.0)
         gp.tl.differential_state(adata, groupby="number")
     cells = make_cells()
     cells.X = sparse.csr_matrix(cells.X.toarray() * (np.arange(40) > 0))

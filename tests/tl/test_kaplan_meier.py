@@ -234,7 +234,7 @@ CROSS_VALIDATED = FOLLOW_UP | {"n_features": 2, "n_repeats": 2, "progress": Fals
 
 
 @pytest.fixture(scope="module")
-def _grouped():
+def cross_validated():
     adata = make_patients(90)
     gp.tl.survival_cv(adata, **CROSS_VALIDATED, n_permutations=9, permutation_repeats=1)
     gp.tl.stratify_risk(adata)
@@ -247,8 +247,8 @@ def _test_of(adata, **options):
 
 
 @pytest.mark.parametrize("make", ["copy", "cut", "rename", "three pieces"])
-def test_groups_of_risk_under_another_name_stay_descriptive(_grouped, make):
-    adata = _grouped.copy()
+def test_groups_of_risk_under_another_name_stay_descriptive(cross_validated, make):
+    adata = cross_validated.copy()
     risk = adata.obs["risk"]
     adata.obs["mine"] = {
         "copy": adata.obs["risk_group"].astype(str),
@@ -265,14 +265,14 @@ def test_groups_of_risk_under_another_name_stay_descriptive(_grouped, make):
     assert not _test_of(adata, groupby="stage_group")["descriptive"]
 
 
-def test_groups_whose_record_is_lost_are_descriptive(_grouped):
-    joined = anndata.concat([_grouped[:45], _grouped[45:]])  # leaves uns out
+def test_groups_whose_record_is_lost_are_descriptive(cross_validated):
+    joined = anndata.concat([cross_validated[:45], cross_validated[45:]])  # leaves uns out
     test = _test_of(joined)
     assert test["descriptive"]
     assert "is not recorded" in gp.get.kaplan_meier(joined).attrs["notes"]["meaning_of_pval"]
     joined.obs["mine"] = joined.obs["risk_group"].astype(str)
     assert _test_of(joined, groupby="mine")["descriptive"]
-    kept = anndata.concat([_grouped[:45], _grouped[45:]], uns_merge="first")
+    kept = anndata.concat([cross_validated[:45], cross_validated[45:]], uns_merge="first")
     assert "cross-validated" in _meaning(kept)
 
 
@@ -281,15 +281,15 @@ def _meaning(adata):
     return gp.get.kaplan_meier(adata).attrs["notes"]["meaning_of_pval"]
 
 
-def test_permutation_p_is_shown_for_its_patients_and_cuts_only(_grouped):
-    want = gp.get.survival(_grouped, part="permutation").set_index("statistic")["pval"]
-    assert _test_of(_grouped.copy())["pval_permutation"] == want["logrank_median"]
-    subset = _grouped[:40].copy()
+def test_permutation_p_is_shown_for_its_patients_and_cuts_only(cross_validated):
+    want = gp.get.survival(cross_validated, part="permutation").set_index("statistic")["pval"]
+    assert _test_of(cross_validated.copy())["pval_permutation"] == want["logrank_median"]
+    subset = cross_validated[:40].copy()
     assert np.isnan(_test_of(subset)["pval_permutation"])
     assert "other patients" in gp.get.kaplan_meier(subset).attrs["notes"]["no_pval_permutation"]
     # cut-offs of a model fitted elsewhere are other groups
     model = gp.tl.survival_fit(make_patients(80, seed=4, start=500), **FOLLOW_UP, n_features=2)
-    other = _grouped.copy()
+    other = cross_validated.copy()
     other.obs["risk"] = (other.obs["risk"] - 0.7) * 3
     gp.tl.stratify_risk(other, model=model)
     assert other.obs["risk_group"].nunique() == 2

@@ -453,5 +453,8 @@ def test_image_columns_of_a_patient_are_averaged_and_covariates_agree():
     want = gp.get.survival(adata).set_index("model")["c_index"]
     assert gp.get.survival(double).set_index("model")["c_index"]["image"] == pytest.approx(want["image"])
     double.obs.loc["S0", "age"] += 1
-    with pytest.raises(ValueError, match="rows with different 'age': P000"):
-        gp.tl.survival_cv(double, **options, covariates=["age"], patient_key="patient")
+    gp.tl.survival_cv(double, **options, covariates=["age"], patient_key="patient")  # numbers are averaged
+    assert "age" in gp.get.survival(double).attrs["notes"]["columns_averaged"]
+    double.obs.loc["S0", "stage"] = "III"
+    with pytest.raises(ValueError, match="'stage' differs between the rows of P000"):
+        gp.tl.survival_cv(double, **options, covariates=["stage"], patient_key="patient")

@@ -38,11 +38,7 @@ def image_matrix(
     """Values (n, r) of what the image gives without expression; rows of a patient are averaged."""
     import pandas as pd
 
-    obs = patients.obs.copy()
-    for key in columns:
-        if pd.api.types.is_numeric_dtype(adata.obs[key]) and len(obs) < adata.n_obs:
-            obs[key] = adata.obs[key].groupby(patients.row_of).mean().to_numpy()
-    parts = [encode_covariates(obs, columns, "image_keys")[0]]
+    parts = [encode_covariates(patients.obs, columns, "image_keys")[0]]
     if kinds:
         rows = matrix(adata, columns_of_kind(adata, kinds), layer)
         frame = pd.DataFrame(rows).groupby(patients.row_of).mean()  # without what is missing

@@ -21,6 +21,7 @@ logger = logging.getLogger("ghistpy")
 
 _SITE_NAMES = ("site", "centre", "center", "hospital", "institution", "tissue_source_site", "scanner", "batch")
 _SHOWN = 5
+_VARYING = "varying"  # in attrs of obs: column -> patients whose rows differ in it
 
 
 @dataclass
@@ -100,7 +101,8 @@ def resolve_patients(
 ) -> Patients:
     """Read patients and features.
 
-    Rows of one patient (``patient_key``) are averaged; they must agree on the columns ``agree_on``.
+    Rows of one patient (``patient_key``) are averaged, and so are numbers in ``obs``; they must agree on the
+    columns ``agree_on`` and on every category that is used.
     ``without``: kinds of features that are left to somebody else. Features without variation or without
     any value are left out and counted.
     """
@@ -163,8 +165,7 @@ def combine_rows(
         if several.any():
             who = np.asarray(names)[several.to_numpy()]
             raise ValueError(f"patients have rows with different {name!r}: {listed(who)}; correct them")
-    obs = adata.obs.groupby(row_of, observed=True).first()  # the first known value of each column
-    obs.index = pd.Index(names)
+    obs = _combine_columns(adata.obs, row_of, np.asarray(names), notes)
     filled = ~np.isnan(X)
     total, count = np.zeros((len(names), X.shape[1])), np.zeros((len(names), X.shape[1]))
     np.add.at(total, row_of, np.where(filled, X, 0.0))
@@ -174,6 +175,29 @@ def combine_rows(
     notes["rows_combined"] = f"features of {adata.n_obs} rows are means over the rows of {len(names)} patients"
     logger.info("%s", notes["rows_combined"])
     return np.asarray(names), row_of, obs, mean
+
+
+def _combine_columns(obs: pd.DataFrame, row_of: np.ndarray, names: np.ndarray, notes: dict[str, Any]) -> pd.DataFrame:
+    """One row per patient: the value that his rows share, else the mean of numbers; what else differs is marked."""
+    import pandas as pd
+
+    groups = obs.groupby(row_of, observed=True)
+    out = groups.first()  # the first known value
+    several = groups.nunique(dropna=True) > 1
+    averaged, varying = [], {}
+    for name in several.columns[several.any()]:
+        dtype = obs[name].dtype
+        if pd.api.types.is_numeric_dtype(dtype) and not pd.api.types.is_bool_dtype(dtype):
+            averaged.append(str(name))
+            out[name] = groups[name].mean()
+        else:
+            varying[name] = names[several[name].to_numpy()].tolist()
+    if averaged:
+        notes["columns_averaged"] = averaged
+        logger.info("obs: %s differ between rows of a patient; their means are used", averaged)
+    out.index = pd.Index(names)
+    out.attrs[_VARYING] = varying
+    return out
 
 
 def need_columns(obs: pd.DataFrame, keys: dict[str, str | None]) -> None:
@@ -208,6 +232,11 @@ def encode_covariates(
     parts, names = [], []
     for key in [keys] if isinstance(keys, str) else keys:
         need_columns(obs, {argument: key})
+        different = obs.attrs.get(_VARYING, {}).get(key, [])
+        if different:
+            raise ValueError(
+                f"{argument}: {key!r} differs between the rows of {listed(different)}; give them one value"
+            )
         column = obs[key]
         if pd.api.types.is_numeric_dtype(column) and not isinstance(column.dtype, pd.CategoricalDtype):
             parts.append(column.to_numpy(dtype=np.float64, na_value=np.nan)[:, None])

@@ -175,15 +175,18 @@ def from_cells(
 
 
 def _by_patient(obs: pd.DataFrame, patient: np.ndarray, agree_on: Sequence[str], notes: dict[str, Any]) -> pd.DataFrame:
-    """One row per patient of the columns that have one value in each; ``agree_on`` must."""
+    """One row per patient: numbers are averaged, other columns that vary within patients are left out and named."""
     grouped = obs.groupby(patient, observed=True)
     several = grouped.nunique(dropna=True) > 1
     for key in agree_on:
         if key in several and several[key].any():
             raise ValueError(f"{key!r} has different values within the patients {listed(several.index[several[key]])}")
-    varying = several.columns[several.any()]
+    numbers = [c for c in obs.select_dtypes("number").columns if several[c].any()]
+    varying = [c for c in several.columns[several.any()] if c not in numbers]
     notes["columns_that_vary_within_patients"] = [str(c) for c in varying]
-    return grouped.first().drop(columns=varying)
+    out = grouped.first().drop(columns=varying)
+    out[numbers] = grouped[numbers].mean()
+    return out
 
 
 def from_slides(

@@ -153,7 +153,7 @@ def differential_state(
     if method == "deseq2" and (weighted or pair_key):
         raise ValueError("method='deseq2' takes neither weighted= nor pair_key=; use method='moderated_t'")
     covariates = [covariates] if isinstance(covariates, str) else list(covariates)
-    columns = [groupby, *covariates, *([pair_key] if pair_key else [])]
+    once = [groupby, *([pair_key] if pair_key else [])]  # what has one value in each patient
     states = _resolve(
         cohort_or_adata,
         cell_type_key=cell_type_key,
@@ -163,7 +163,7 @@ def differential_state(
         layer=layer,
         min_cells=min_cells,
         clinical=clinical,
-        agree_on=columns,
+        agree_on=once,
     )
     if method == "deseq2" and states.scale != _states.COUNTS:
         raise ValueError("method='deseq2' needs counts, and the table holds logarithms; use method='moderated_t'")

@@ -139,7 +139,7 @@ def predict_outcome(
         kind=kind,
         layer=layer,
         patient_key=patient_key,
-        agree_on=(outcome, group_key, *covariates),
+        agree_on=(outcome, group_key),
         without=kinds_of_image,
     )
     notes = patients.notes | {"outcome": [outcome], "decision": decision}

@@ -96,7 +96,7 @@ def predict_risk(
     X = matrix(adata, adata.var_names.get_indexer(list(model.features)), layer)
     names, row_of, obs, X = adata.obs_names.astype(str).to_numpy(), np.arange(adata.n_obs), adata.obs, X
     if patient_key is not None:
-        agree_on = [key for key in (time_key, event_key, *model.covariates) if key]
+        agree_on = [key for key in (time_key, event_key) if key]
         names, row_of, obs, X = combine_rows(adata, patient_key, agree_on, X, notes)
     count_missing(obs, model.covariates, "covariates", "becomes the mean of the training patients", notes)
     values = np.hstack([X, clinical_columns(obs, model.covariates, model.levels, notes)])

@@ -214,7 +214,7 @@ def survival_cv(
         kind=kind,
         layer=layer,
         patient_key=patient_key,
-        agree_on=(time_key, event_key, group_key, *covariates),
+        agree_on=(time_key, event_key, group_key),
         without=kinds_of_image,
     )
     notes = patients.notes | {"outcome": [time_key, event_key]}

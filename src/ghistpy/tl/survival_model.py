@@ -109,9 +109,7 @@ def survival_fit(
     one_of("penalty", penalty, get_args(Penalty))
     not_negative("ridge", ridge)
     keys = (covariates,) if isinstance(covariates, str) else tuple(covariates)
-    patients = resolve_patients(
-        adata, kind=kind, layer=layer, patient_key=patient_key, agree_on=(time_key, event_key, *keys)
-    )
+    patients = resolve_patients(adata, kind=kind, layer=layer, patient_key=patient_key, agree_on=(time_key, event_key))
     notes = patients.notes | {"outcome": [time_key, event_key]}
     warn_of_optimism(adata, [time_key, event_key], notes)
     endpoint = read_endpoint(
