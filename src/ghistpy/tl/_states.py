@@ -332,3 +332,20 @@ def log_cpm(sums: np.ndarray) -> np.ndarray:
     """log2 counts per million of pseudobulk sums (n, G), half a count added; NaN rows stay NaN."""
     library = sums.sum(1, keepdims=True)
     return np.log2((sums + 0.5) / (library + 1) * 1e6)
+
+
+def as_table(states: States) -> AnnData:
+    """Patients × genes of cell types, for results that came from slides."""
+    import anndata
+    import pandas as pd
+
+    X = np.hstack([values for values, _, _ in states.by_type.values()])
+    var = pd.DataFrame(
+        {
+            "kind": FEATURE_KIND,
+            "gene": np.concatenate([genes for _, genes, _ in states.by_type.values()]),
+            "cell_type": np.repeat(list(states.by_type), [len(g) for _, g, _ in states.by_type.values()]),
+        }
+    )
+    var.index = var["cell_type"] + "--" + var["gene"]
+    return anndata.AnnData(X, obs=states.obs.copy(), var=var)

@@ -192,7 +192,7 @@ def differential_state(
         frame = _moderated(states, groupby, groups, pair_key, weighted, min_patients, notes)
     _adjust(frame)
     frames = {"results": frame, "states": _heatmap_values(states, frame)}
-    target = cohort_or_adata if hasattr(cohort_or_adata, "obs_names") else _new_table(states)
+    target = cohort_or_adata if hasattr(cohort_or_adata, "obs_names") else _states.as_table(states)
     store(target, key_added, frames, notes)
     return None if target is cohort_or_adata else target
 
@@ -273,10 +273,12 @@ def _design(
     indicator = np.stack([group == name for name in groups[1:]], axis=1).astype(np.float64)
     other, _ = encode_covariates(states.obs, notes["covariates"])
     left_out = np.isnan(other).any(1)
-    if pair_key:
+    if pair_key and not left_out.all():
         codes = pd.factorize(states.obs[pair_key])[0]  # -1 = no pair
         left_out |= codes < 0
-        other = np.hstack([other, np.eye(codes.max() + 1)[codes][:, 1:]])
+        other = np.hstack([other, np.eye(max(codes.max(), 0) + 1)[codes][:, 1:]])
+    if left_out.all():
+        raise ValueError(f"none of the {len(group)} patients has a value in all of covariates= and pair_key=")
     notes["n_without_covariates"] = int(left_out.sum())
     if left_out.any():
         names = listed(states.obs.index[left_out])
@@ -286,6 +288,7 @@ def _design(
     used = design[~left_out]
     row_space = np.linalg.pinv(used) @ used
     told_apart = np.isclose(np.diag(row_space)[1 : len(groups)], 1.0, atol=1e-8)
+    told_apart |= ~used[:, 1 : len(groups)].any(0) | used[:, 1 : len(groups)].any(1).all()  # an empty group: too few
     if not told_apart.all():
         one = groups[1:][int(np.argmin(told_apart))]
         given = [*notes["covariates"], *([pair_key] if pair_key else [])]
@@ -339,9 +342,7 @@ def _moderated(
                         "df": found.df,
                         "n_test": known[group == test].sum(0),
                         "n_reference": known[group == groups[0]].sum(0),
-                        "mean": [
-                            float(np.mean(c[k])) if k.any() else np.nan for c, k in zip(y.T, known.T, strict=True)
-                        ],
+                        "mean": _mean_of_known(y, known),
                     }
                 )
             )
@@ -352,6 +353,11 @@ def _moderated(
     if not parts:
         raise ValueError(f"no cell type has {min_patients} patients in two groups: {listed(too_few)}")
     return pd.concat(parts, ignore_index=True)
+
+
+def _mean_of_known(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    total, count = np.where(known, values, 0.0).sum(0), known.sum(0)
+    return np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
 
 
 def _adjust(frame: pd.DataFrame) -> None:
@@ -379,20 +385,3 @@ def _heatmap_values(states: States, frame: pd.DataFrame) -> pd.DataFrame:
             pd.DataFrame({"patient": states.obs.index.astype(str), "gene": gene, "cell_type": cell_type, "z": z})
         )
     return pd.concat(parts, ignore_index=True)
-
-
-def _new_table(states: States) -> AnnData:
-    """Patients × genes of cell types, for results that came from slides."""
-    import anndata
-    import pandas as pd
-
-    X = np.hstack([values for values, _, _ in states.by_type.values()])
-    var = pd.DataFrame(
-        {
-            "kind": _states.FEATURE_KIND,
-            "gene": np.concatenate([genes for _, genes, _ in states.by_type.values()]),
-            "cell_type": np.repeat(list(states.by_type), [len(g) for _, g, _ in states.by_type.values()]),
-        }
-    )
-    var.index = var["cell_type"] + "--" + var["gene"]
-    return anndata.AnnData(X, obs=states.obs.copy(), var=var)

@@ -102,12 +102,13 @@ def survival_fit(
     from ghistpy.cohort_stats.cox import RiskSets
     from ghistpy.cohort_stats.coxfit import Penalty, fit_cox
     from ghistpy.cohort_stats.endpoint import read_endpoint
-    from ghistpy.cohort_stats.options import not_negative, one_of
+    from ghistpy.cohort_stats.options import not_negative, one_of, whole_number
     from ghistpy.cohort_stats.survival_cv import SCREENS
 
     one_of("screen", screen, SCREENS)
     one_of("penalty", penalty, get_args(Penalty))
     not_negative("ridge", ridge)
+    whole_number("n_features", n_features, 0)
     keys = (covariates,) if isinstance(covariates, str) else tuple(covariates)
     patients = resolve_patients(adata, kind=kind, layer=layer, patient_key=patient_key, agree_on=(time_key, event_key))
     notes = patients.notes | {"outcome": [time_key, event_key]}
@@ -179,7 +180,7 @@ def _choose(
         if absent:
             raise ValueError(f"features: {listed(absent)} are not in the table, or do not vary between patients")
         return tuple(str(name) for name in features)
-    if not 0 <= n_features <= len(there):
+    if n_features > len(there):
         raise ValueError(f"n_features={n_features}: expected between 0 and the {len(there)} features that vary")
     if n_features == 0:
         return ()
