@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 _HEATMAP = 50
 _CLIP = 2.5
 PREDICTED = (
-    "the values are predictions: p-values say that predicted expression differs, not that measured expression does"
+    "the values are predictions: p-values say that predicted expression differs, not that measured expression does; "
+    "shares of types that differ between groups reach predicted expression within types"
 )
 
 
@@ -116,7 +117,8 @@ def differential_state(
 
     Null hypothesis: given the covariates the mean over patients is the same in both groups. log_fc is on
     the scale of the values: natural log for in-silico tables, log2 for counts. ``notes["meaning"]`` says when the
-    values are predictions, by what their table says of itself.
+    values are predictions, by what their table says of itself: then shares of types that differ between groups also
+    move genes within types, as cells are miscalled and networks look at the neighbourhood.
 
     Groups that were made of these features (:func:`ghistpy.tl.cluster_patients`, :func:`ghistpy.tl.stratify_risk`)
     differ in them by construction: of pure noise a fifth of the p-values is below 0.05. This is detected, warned
