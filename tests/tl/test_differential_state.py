@@ -228,34 +228,6 @@ def test_golden_adjusted_p_values(data_dir):
         assert (part["p_adj.glb"] < 0.05).sum() == expected[name]["glb<.05"]
 
 
-@pytest.mark.data
-def test_golden_clusters(data_dir):
-    frame = pd.read_csv(data_dir / "golden" / "downstream" / "fig5c_heatmap_kmeans.csv", index_col=0)
-    adata = anndata.AnnData(frame.iloc[:, :5].to_numpy(float), obs=frame[["paper_cluster"]])
-    gp.tl.cluster_patients(adata, standardise=False)
-    table = pd.crosstab(adata.obs["paper_cluster"], adata.obs["patient_cluster"]).to_numpy()
-    assert sorted(table.ravel().tolist()) == [0, 0, 25, 29]
-    notes = json.loads(adata.uns["ghistpy"]["patient_cluster"]["notes"])
-    assert notes["inertia"] == pytest.approx(269.9645, abs=1e-3)
-
-
-def test_clusters_say_what_they_are_made_of(caplog):
-    adata = make_features()
-    adata.X[:12, :40] += 6
-    adata.X[0, 3] = np.nan
-    gp.tl.cluster_patients(adata, features=list(adata.var_names[:40]))
-    assert len(set(adata.obs["patient_cluster"][:12])) == 1
-    assert adata.obs["patient_cluster"].nunique() == 2
-    notes = json.loads(adata.uns["ghistpy"]["patient_cluster"]["notes"])
-    assert notes["features"] == adata.var_names[:40].tolist()
-    assert notes["silhouette"] > 0.5
-    assert "1 of 960 values are missing" in caplog.text
-    with pytest.raises(ValueError, match="n_clusters=24: expected at least 2 and fewer than the 24"):
-        gp.tl.cluster_patients(adata, n_clusters=24)
-    with pytest.raises(ValueError, match="features: zzz are not in the table"):
-        gp.tl.cluster_patients(adata, features=["zzz"])
-
-
 def make_null_cells(seed, genes=60):
     """Patients differ as much as their cells do, and not by arm; 15 to 600 cells each."""
     rng = np.random.default_rng(seed)

@@ -10,15 +10,11 @@ import pytest
 
 import ghistpy as gp
 from ghistpy.cohort_stats.cox import RiskSets, score_test
-from ghistpy.cohort_stats.permutation import permute
 from ghistpy.cohort_stats.survival_cv import (
     Design,
     Procedure,
-    combine_risk,
     cross_validate,
     impute,
-    signed_logrank,
-    split_risk,
 )
 
 COMMON = {"time_key": "months", "event_key": "dead", "progress": False}
@@ -268,65 +264,6 @@ def test_bad_tables():
         gp.tl.survival_cv(adata.to_df(), **COMMON)
     with pytest.raises(ValueError, match="run tl.survival_cv first"):
         gp.get.survival(adata)
-
-
-def _null(n, p, rng):
-    time, stop = rng.exponential(1.0, n), rng.uniform(0.2, 2, n)
-    return Design(rng.normal(size=(n, p)), np.minimum(time, stop), time <= stop)
-
-
-@pytest.mark.parametrize("n_cohorts", [50, pytest.param(400, marks=pytest.mark.slow)])
-def test_permutation_p_is_calibrated_without_association(n_cohorts):
-    """The whole procedure on many cohorts: 5 % are rejected, inside binomial bounds."""
-    rng = np.random.default_rng(11)
-    how = Procedure(n_features=2, n_repeats=1)
-    p = {"c_index": [], "logrank_median": []}
-    for _ in range(n_cohorts):
-        found = permute(_null(45, 15, rng), how, n_permutations=19)
-        for name, values in p.items():
-            values.append(found.pvalue(name))
-    for values in p.values():
-        rejected = np.mean(np.array(values) <= 0.05)
-        assert rejected <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / n_cohorts)
-        assert abs(np.mean(values) - 0.525) < 3.5 * 0.29 / np.sqrt(n_cohorts)  # uniform on 1/20 … 1
-
-
-def test_log_rank_on_cross_validated_risk_is_no_test():
-    """Why it is called descriptive: it rejects far more than 5 % without any association."""
-    rng = np.random.default_rng(5)
-    how = Procedure(n_features=3, n_repeats=3)
-    rejected, wrong_sign = [], []
-    for _ in range(120):
-        design = _null(90, 20, rng)
-        found = cross_validate(design, how, tau=1.0)
-        risk = combine_risk(found.score[0], found.folds)
-        z = signed_logrank(design.time, design.event, split_risk(risk, "median"))
-        rejected.append(abs(z) > 1.96)
-        wrong_sign.append(z < -1.96)
-    assert np.mean(rejected) > 0.08
-    assert sum(wrong_sign) > 0
-
-
-def test_power_of_the_permutation():
-    rng = np.random.default_rng(2)
-    base = _null(80, 15, rng)
-    time = base.time * np.exp(-1.5 * base.X[:, 4])
-    found = permute(Design(base.X, time, base.event), Procedure(n_features=2, n_repeats=1), n_permutations=19)
-    assert found.pvalue("c_index") == 0.05
-    # the wrong way round is not significant: one-sided
-    found.observed["c_index"] = 0.1
-    assert found.pvalue("c_index") == 1.0
-
-
-def test_risk_scales():
-    score = np.array([[1.0, 2, 30, 40], [1, 2, 30, 40]])
-    folds = np.array([[0, 0, 1, 1], [0, 1, 0, 1]])
-    np.testing.assert_allclose(combine_risk(score, folds), [1 / 3, (2 + 1) / 6, (1 + 2) / 6, 2 / 3])
-    np.testing.assert_allclose(combine_risk(score, folds, scale="centre"), [-7.5, -9.25, 4.75, 12.0])
-    np.testing.assert_allclose(combine_risk(score, folds, scale="none"), [1, 2, 30, 40])
-    risk = np.r_[np.arange(8.0), np.nan]
-    assert split_risk(risk, "median").tolist() == [0, 0, 0, 0, 1, 1, 1, 1, -1]
-    assert split_risk(np.arange(5.0), "quartiles").tolist() == [0, 0, -1, 1, 1]
 
 
 @pytest.mark.data
