@@ -299,7 +299,7 @@ def test_permutation_p_is_shown_for_its_patients_and_cuts_only(cross_validated):
 
 
 @pytest.mark.filterwarnings("ignore:Observation names are not unique")
-def test_patients_of_slides_are_recognised_under_both_names():
+def test_patients_of_slides_are_recognised_under_both_names(caplog):
     adata = make_patients(90)
     slides = anndata.concat([adata, adata])
     slides.obs_names = [f"S{i}" for i in range(180)]
@@ -307,6 +307,7 @@ def test_patients_of_slides_are_recognised_under_both_names():
     model = gp.tl.survival_fit(slides, **FOLLOW_UP, patient_key="patient", n_features=2)
     again = slides.copy()
     gp.tl.predict_risk(again, model, **FOLLOW_UP)  # rows are known, too
+    assert "give patient_key='patient'" in caplog.text
     assert json.loads(again.uns["ghistpy"]["external_validation"]["notes"])["n_in_training"] == 180
     gp.tl.stratify_risk(again)
     assert _test_of(again, patient_key="patient")["descriptive"]

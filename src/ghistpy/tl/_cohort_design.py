@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 BECOMES = "becomes the median of the training fold where it is a number, a level of its own where it is none"
+_PATIENT_NAMES = ("patient", "patient_id", "patientid", "case", "case_id", "subject", "subject_id", "donor", "donor_id")
 _FEW_PARTITIONS = 10
 _LARGE_FOLD = 1.5  # times the mean size
 
@@ -44,6 +45,21 @@ def image_matrix(
         frame = pd.DataFrame(rows).groupby(patients.row_of).mean()  # without what is missing
         parts.append(frame.to_numpy())
     return np.hstack(parts)
+
+
+def warn_of_repeats(obs: pd.DataFrame, patient_key: str | None, notes: dict[str, Any]) -> None:
+    """Point to a column that looks like the patient and repeats, when every row is taken for a patient."""
+    if patient_key is not None:
+        return
+    for key in obs.columns:
+        known = obs[key].dropna()
+        n = known.nunique()
+        if str(key).lower() in _PATIENT_NAMES and n < len(known):
+            note(
+                notes,
+                f"every row counts as a patient, but obs has {key!r} with {n} values in {len(known)} rows; "
+                f"give patient_key={key!r}",
+            )
 
 
 def count_missing(obs: pd.DataFrame, keys: Sequence[str], argument: str, becomes: str, notes: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from ghistpy import _keys
 from ghistpy.cohort_stats.moderated import varying
+from ghistpy.tl._cohort_design import warn_of_repeats
 from ghistpy.tl._patients import columns_of_kind, listed, need_columns, note, resolve_patients
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def from_features(
         "source": "features",
         "n_vars": adata.n_vars,
     }
+    warn_of_repeats(adata.obs.drop(columns=list(agree_on), errors="ignore"), patient_key, notes)  # pairs may repeat
     for reason in ("constant", "without_any_value"):
         if patients.notes.get(f"features_{reason}"):
             left_out = patients.notes[f"features_{reason}"]

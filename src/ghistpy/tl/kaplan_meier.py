@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ghistpy import _keys
-from ghistpy.tl._cohort_design import hash_of_patients
+from ghistpy.tl._cohort_design import hash_of_patients, warn_of_repeats
 from ghistpy.tl._origin import (
     CROSS_VALIDATED,
     DESCRIPTIVE,
@@ -176,6 +176,7 @@ def kaplan_meier(
     need_columns(adata.obs, {"groupby": groupby, "patient_key": patient_key})
     table = _one_row_each(adata.obs, patient_key, [key for key in (time_key, event_key, groupby) if key])
     notes: dict[str, Any] = {"outcome": [time_key, event_key], "groupby": groupby or "", "n_vars": adata.n_vars}
+    warn_of_repeats(adata.obs, patient_key, notes)
     with_group = np.ones(len(table), dtype=bool) if groupby is None else table[groupby].notna().to_numpy()
     notes["n_without_group"] = int((~with_group).sum())
     obs = table.loc[with_group]

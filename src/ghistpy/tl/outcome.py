@@ -16,6 +16,7 @@ from ghistpy.tl._cohort_design import (
     note_folds,
     null_of_permutations,
     split_image_keys,
+    warn_of_repeats,
 )
 from ghistpy.tl._origin import MANY_GROUPS, warn_of_circularity
 from ghistpy.tl._patients import (
@@ -144,6 +145,7 @@ def predict_outcome(
     )
     notes = patients.notes | {"outcome": [outcome], "decision": decision}
     need_columns(patients.obs, {"outcome": outcome})
+    warn_of_repeats(adata.obs, patient_key, notes)
     warn_of_optimism(adata, [outcome], notes)
     consequence = "predicting it from them is circular and says nothing"
     warn_of_circularity(adata, "outcome", outcome, patients.features, notes, consequence)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ghistpy import _keys
-from ghistpy.tl._cohort_design import count_missing
+from ghistpy.tl._cohort_design import count_missing, warn_of_repeats
 from ghistpy.tl._origin import EXTERNAL, TRAINING, record_origin
 from ghistpy.tl._patients import check_table, combine_rows, listed, matrix, note, store
 from ghistpy.tl.survival_model import clinical_columns, note_endpoint
@@ -101,6 +101,7 @@ def predict_risk(
     if patient_key is not None:
         agree_on = [key for key in (time_key, event_key) if key]
         names, row_of, obs, X = combine_rows(adata, patient_key, agree_on, X, notes)
+    warn_of_repeats(obs, patient_key, notes)
     count_missing(obs, model.covariates, "covariates", "becomes the mean of the training patients", notes)
     values = np.hstack([X, clinical_columns(obs, model.covariates, model.levels, notes)])
     notes["n_missing_values"] = int(np.isnan(values).sum())

@@ -17,6 +17,7 @@ from ghistpy.tl._cohort_design import (
     note_folds,
     null_of_permutations,
     split_image_keys,
+    warn_of_repeats,
 )
 from ghistpy.tl._origin import CROSS_VALIDATED, record_origin
 from ghistpy.tl._patients import (
@@ -219,6 +220,7 @@ def survival_cv(
         without=kinds_of_image,
     )
     notes = patients.notes | {"outcome": [time_key, event_key]}
+    warn_of_repeats(adata.obs, patient_key, notes)
     warn_of_optimism(adata, [time_key, event_key], notes)
     endpoint = read_endpoint(
         patients.obs, time_key=time_key, event_key=event_key, event_value=event_value, time_unit=time_unit

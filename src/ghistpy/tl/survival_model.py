@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from ghistpy.tl._cohort_design import count_missing
+from ghistpy.tl._cohort_design import count_missing, warn_of_repeats
 from ghistpy.tl._patients import (
     listed,
     need_columns,
@@ -112,6 +112,7 @@ def survival_fit(
     keys = (covariates,) if isinstance(covariates, str) else tuple(covariates)
     patients = resolve_patients(adata, kind=kind, layer=layer, patient_key=patient_key, agree_on=(time_key, event_key))
     notes = patients.notes | {"outcome": [time_key, event_key]}
+    warn_of_repeats(adata.obs, patient_key, notes)
     warn_of_optimism(adata, [time_key, event_key], notes)
     endpoint = read_endpoint(
         patients.obs, time_key=time_key, event_key=event_key, event_value=event_value, time_unit=time_unit
