@@ -83,3 +83,19 @@ def test_adjusted_pvalues_leave_out_missing_and_keep_families():
             rows = known & (family == f)
             np.testing.assert_allclose(got[rows], multipletests(p[rows], method=name)[1], rtol=1e-12)
         assert np.isnan(got[~known]).all()
+
+
+@pytest.mark.parametrize("n_cohorts", [100, pytest.param(400, marks=pytest.mark.slow)])
+def test_bootstrap_of_a_fixed_score_covers(n_cohorts):
+    """What a locked model is worth for patients like these: percentiles of a bootstrap of patients."""
+    rows = []
+    for seed in range(n_cohorts):
+        rng = np.random.default_rng(seed)
+        score = rng.normal(size=100)
+        time, stop = rng.exponential(np.exp(-0.7 * score)), rng.uniform(0.1, 2, 100)
+        pairs = Pairs.of(np.minimum(time, stop), time <= stop)
+        samples = pairs.resampled(score, bootstrap_counts(100, 200, seed))
+        rows.append((pairs.index(score), *np.quantile(samples, [0.025, 0.975])))
+    index, low, high = np.array(rows).T
+    covered = ((low <= index.mean()) & (index.mean() <= high)).mean()
+    assert covered >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / n_cohorts)

@@ -101,3 +101,29 @@ def test_units_of_names():
     assert unit_of_name("days_to_last_follow_up") == "days"
     assert unit_of_name("OS.time") == ""
     assert unit_of_name("birthdays") == ""
+
+
+def test_times_that_are_none():
+    start = pd.Timestamp("2020-01-01")
+    with pytest.raises(ValueError, match=r"holds timedelta64\[ns\], expected numbers"):
+        _read(_frame(pd.to_timedelta([1, 2, 3], unit="D"), [1, 0, 0]))
+    with pytest.raises(ValueError, match=r"holds datetime64\[ns\], expected numbers"):
+        _read(_frame(start + pd.to_timedelta([1, 2, 3], unit="D"), [1, 0, 0]))
+    with pytest.raises(ValueError, match="is boolean, expected times: have time and event been exchanged"):
+        _read(_frame([True, False, True], [1, 0, 0]))
+
+
+def test_everybody_with_an_event_is_asked_about():
+    with pytest.raises(ValueError, match="all 3 patients with follow-up have an event; usually the column means"):
+        _read(_frame([1, 2, 3], [1, 1, 1]))
+    assert _read(_frame([1, 2, 3], [1, 1, 1]), event_value=1).n_events == 3
+
+
+def test_few_patients_in_two_units_are_warned():
+    """Below 50 patients two modes also come about by chance: a note instead of an error."""
+    rng = np.random.default_rng(0)
+    time = np.r_[rng.integers(900, 2000, 15), rng.integers(30, 65, 15)].astype(float)
+    found = _read(_frame(time, np.arange(30) % 3 == 0))
+    assert "make sure that days and months are not mixed" in found.notes[0]
+    one = np.round(30 + rng.exponential(1200, 30))
+    assert not _read(_frame(one, np.arange(30) % 3 == 0)).notes

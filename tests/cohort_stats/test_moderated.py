@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import optimize, special, stats
 
-from ghistpy.cohort_stats.moderated import fit_prior, moderated_t, squeeze
+from ghistpy.cohort_stats.moderated import fit_prior, moderated_t, patient_weights, squeeze
 
 
 def _reference(values, design, contrast, weights=None):
@@ -90,9 +90,9 @@ def test_zero_variance_and_constant_genes():
     values[:, 0] = 5.0
     values[:, 1] = design[:, 1] * 2  # no residual at all
     found = moderated_t(values, design, np.array([0.0, 1, 0]))
-    assert found.variance[0] == 0
-    assert found.effect[0] == pytest.approx(0, abs=1e-12)
-    assert found.pval[0] > 0.99
+    assert np.isnan(found.pval[0])  # what does not vary is no test
+    without = moderated_t(values[:, 1:], design, np.array([0.0, 1, 0]))
+    assert without.prior == found.prior
     assert np.isfinite(found.t[1])  # the prior keeps it finite
     assert found.effect[1] == pytest.approx(2)
 
@@ -107,3 +107,61 @@ def test_genes_that_cannot_be_tested():
     assert np.isfinite(found.pval[2])  # by the prior alone
     assert found.df[2] == pytest.approx(found.prior.df)
     assert np.isfinite(found.pval[3:]).all()
+
+
+def _rejected(pvalues, level):
+    return np.mean(np.concatenate(pvalues) < level)
+
+
+@pytest.mark.parametrize("between", [1.0, 0.2, 0.0])
+def test_weighted_is_calibrated_whatever_varies_between_patients(between):
+    """Weights of estimated variances; numbers of cells as weights reject a quarter at 5 %."""
+    rng = np.random.default_rng(8)
+    design, contrast = np.column_stack([np.ones(12), np.arange(12) % 2]), np.array([0.0, 1])
+    weighted, by_cells = [], []
+    for _ in range(60):
+        cells = rng.choice([15, 30, 100, 600], 12)
+        values = between * rng.normal(size=(12, 200)) + rng.normal(size=(12, 200)) / np.sqrt(cells)[:, None]
+        weights = patient_weights(values, design, cells)
+        weighted.append(moderated_t(values, design, contrast, weights=weights).pval)
+        by_cells.append(moderated_t(values, design, contrast, weights=cells).pval)
+    for level in (0.01, 0.05, 0.1):
+        bound = 4 * np.sqrt(level * (1 - level) / 12_000)
+        assert _rejected(weighted, level) < level + bound
+        if between == 1.0:
+            assert _rejected(weighted, level) > level - bound
+    assert (_rejected(by_cells, 0.05) > 0.15) == (between > 0)
+
+
+def test_weights_gain_power_where_cells_are_few():
+    rng = np.random.default_rng(2)
+    design, contrast = np.column_stack([np.ones(16), np.arange(16) % 2]), np.array([0.0, 1])
+    cells = np.tile([10, 10, 1000, 1000], 4)
+    values = 0.05 * rng.normal(size=(16, 600)) + rng.normal(size=(16, 600)) / np.sqrt(cells)[:, None]
+    values += 0.15 * design[:, [1]]
+    weights = patient_weights(values, design, cells)
+    assert weights.mean() == pytest.approx(1)
+    assert 10 < weights[2] / weights[0] < 40  # (0.05² + 1 / 10) / (0.05² + 1 / 1000) = 29
+    power = [(moderated_t(values, design, contrast, weights=w).pval < 0.05).mean() for w in (None, weights)]
+    assert power[1] > power[0] + 0.3
+
+
+def test_weights_leave_out_who_is_not_known():
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(10, 50))
+    values[3] = np.nan
+    weights = patient_weights(values, np.ones((10, 1)), np.full(10, 50))
+    assert weights[3] == 0
+    np.testing.assert_allclose(np.delete(weights, 3), 1.0)
+
+
+def test_paired_is_calibrated():
+    rng = np.random.default_rng(6)
+    pair = np.arange(16) // 2
+    design = np.column_stack([np.ones(16), np.arange(16) % 2, np.eye(8)[pair][:, 1:]])
+    contrast = np.eye(design.shape[1])[1]
+    sd = np.sqrt(0.5 * 6 / rng.chisquare(6, 6000))
+    values = (rng.normal(size=(16, 6000)) + 3 * rng.normal(size=(8, 6000))[pair]) * sd
+    p = moderated_t(values, design, contrast).pval
+    for level in (0.01, 0.05, 0.1):
+        assert abs((p < level).mean() - level) < 4 * np.sqrt(level * (1 - level) / len(p))

@@ -61,7 +61,7 @@ def test_planted_difference_and_families():
     np.testing.assert_allclose(frame["pval_adj_global"], stats.false_discovery_control(frame["pval"]))
     np.testing.assert_allclose(frame["pval_bonferroni"], np.minimum(frame["pval"] * 120, 1))
     notes = frame.attrs["notes"]
-    assert "predictions" in notes["meaning"]
+    assert notes["meaning"] == ""  # nothing says that these are predictions
     assert notes["reference"] == "a"
 
 
@@ -185,7 +185,7 @@ def test_deseq2_says_how_to_install(monkeypatch):
         ({"groupby": "sex"}, "groupby='sex' is not a column"),
         ({"groupby": "one"}, "one group only"),
         ({"reference": "c"}, r"reference='c' is not among the groups \['a', 'b'\]"),
-        ({"method": "wilcoxon"}, "expected 'moderated_t' or 'deseq2'"),
+        ({"method": "wilcoxon"}, "method='wilcoxon': expected one of 'moderated_t', 'deseq2'"),
         ({"method": "deseq2"}, "needs counts, and the table holds logarithms"),
         ({"weighted": True}, "does not know numbers of cells"),
         ({"min_patients": 20}, "no cell type has 20 patients in two groups"),
@@ -228,29 +228,150 @@ def test_golden_adjusted_p_values(data_dir):
         assert (part["p_adj.glb"] < 0.05).sum() == expected[name]["glb<.05"]
 
 
-@pytest.mark.data
-def test_golden_clusters(data_dir):
-    frame = pd.read_csv(data_dir / "golden" / "downstream" / "fig5c_heatmap_kmeans.csv", index_col=0)
-    adata = anndata.AnnData(frame.iloc[:, :5].to_numpy(float), obs=frame[["paper_cluster"]])
-    gp.tl.cluster_patients(adata, standardise=False)
-    table = pd.crosstab(adata.obs["paper_cluster"], adata.obs["patient_cluster"]).to_numpy()
-    assert sorted(table.ravel().tolist()) == [0, 0, 25, 29]
-    notes = json.loads(adata.uns["ghistpy"]["patient_cluster"]["notes"])
-    assert notes["inertia"] == pytest.approx(269.9645, abs=1e-3)
+def make_null_cells(seed, genes=60):
+    """Patients differ as much as their cells do, and not by arm; 15 to 600 cells each."""
+    rng = np.random.default_rng(seed)
+    cells = rng.choice([15, 30, 100, 600], 12)
+    X = rng.normal(size=(12, genes))[np.repeat(np.arange(12), cells)] + rng.normal(size=(cells.sum(), genes))
+    obs = pd.DataFrame({"patient": np.repeat([f"P{i}" for i in range(12)], cells), "cell_type": "B"})
+    obs["arm"] = np.repeat(np.array(["a", "b"])[np.arange(12) % 2], cells)
+    return anndata.AnnData(X, obs=obs.set_index("c" + obs.index.astype(str)))
 
 
-def test_clusters_say_what_they_are_made_of(caplog):
+def test_weighted_is_a_test():
+    pvalues = []
+    for seed in range(25):
+        adata = make_null_cells(seed)
+        gp.tl.differential_state(adata, groupby="arm", patient_key="patient", weighted=True)
+        pvalues.append(gp.get.differential_state(adata)["pval"])
+    p = np.concatenate(pvalues)
+    for level in (0.01, 0.05, 0.1):
+        assert abs((p < level).mean() - level) < 4 * np.sqrt(level * (1 - level) / len(p))
+    assert gp.get.differential_state(adata).attrs["notes"]["weighted"]
+    assert gp.get.differential_state(adata).attrs["notes"]["meaning"] == ""  # measured logarithms
+
+
+@pytest.mark.filterwarnings("ignore:Observation names are not unique")
+def test_rows_of_a_patient_are_averaged_and_count_once():
     adata = make_features()
-    adata.X[:12, :40] += 6
-    adata.X[0, 3] = np.nan
-    gp.tl.cluster_patients(adata, features=list(adata.var_names[:40]))
-    assert len(set(adata.obs["patient_cluster"][:12])) == 1
-    assert adata.obs["patient_cluster"].nunique() == 2
-    notes = json.loads(adata.uns["ghistpy"]["patient_cluster"]["notes"])
-    assert notes["features"] == adata.var_names[:40].tolist()
-    assert notes["silhouette"] > 0.5
-    assert "1 of 960 values are missing" in caplog.text
-    with pytest.raises(ValueError, match="n_clusters=24: expected at least 2 and fewer than the 24"):
-        gp.tl.cluster_patients(adata, n_clusters=24)
-    with pytest.raises(ValueError, match="features: zzz are not in the table"):
-        gp.tl.cluster_patients(adata, features=["zzz"])
+    double = anndata.concat([adata, adata])
+    double.var = adata.var
+    double.obs_names = [f"S{i}" for i in range(48)]
+    double.obs["patient"] = np.tile(adata.obs_names, 2)
+    double.X[:24] += 0.3
+    double.X[24:] -= 0.3
+    gp.tl.differential_state(adata, groupby="arm", reference="a")
+    gp.tl.differential_state(double, groupby="arm", reference="a", patient_key="patient")
+    a, b = gp.get.differential_state(adata), gp.get.differential_state(double)
+    pd.testing.assert_frame_equal(a, b)
+    assert (b["n_test"].iloc[0], b["n_reference"].iloc[0]) == (12, 12)
+    double.obs.loc["S0", "arm"] = "a"
+    with pytest.raises(ValueError, match="rows with different 'arm': P0"):
+        gp.tl.differential_state(double, groupby="arm", patient_key="patient")
+
+
+@pytest.mark.parametrize("name", ["patient_cluster", "mine", "risk"])
+def test_groups_made_of_these_features_are_descriptive(name, caplog):
+    """Clusters of noise differ in what they were made of: a fifth of the p-values is below 0.05."""
+    rng = np.random.default_rng(0)
+    var = pd.DataFrame({"gene": [f"g{i}" for i in range(50)], "cell_type": "B"})
+    obs = pd.DataFrame(
+        {"months": rng.exponential(20, 40), "dead": np.arange(40) % 2}, index=[f"P{i}" for i in range(40)]
+    )
+    adata = anndata.AnnData(rng.normal(size=(40, 50)), obs=obs, var=var.set_index("B--" + var["gene"]))
+    if name == "risk":
+        follow_up = {"time_key": "months", "event_key": "dead"}
+        gp.tl.survival_cv(adata, **follow_up, n_repeats=2, n_features=2, progress=False)
+        gp.tl.stratify_risk(adata)
+    else:
+        gp.tl.cluster_patients(adata)
+        adata.obs["mine"] = adata.obs["patient_cluster"].astype(str).str[-1]
+    caplog.clear()
+    gp.tl.differential_state(adata, groupby="risk_group" if name == "risk" else name)
+    frame = gp.get.differential_state(adata)
+    assert name == "risk" or (frame["pval"] < 0.05).mean() > 0.15
+    assert frame.attrs["notes"]["descriptive"]
+    assert frame.attrs["notes"]["meaning_of_pval"].startswith("descriptive")
+    assert "differences between them are there by construction" in caplog.text
+    adata.obs["arm"] = np.array(["a", "b"])[rng.permutation(40) % 2]
+    gp.tl.differential_state(adata, groupby="arm")
+    assert not gp.get.differential_state(adata).attrs["notes"]["descriptive"]
+
+
+def test_cohort_on_disk_with_a_broken_slide(tmp_path, caplog):
+    """Patients and clinical columns come from the manifest; slides that fail are reported."""
+    cells = make_cells(12)
+    cells.obs["patient"] = cells.obs["patient"].astype(str)
+    rows = []
+    for patient, part in cells.obs.groupby("patient"):
+        for k, half in enumerate((part.index[::2], part.index[1::2])):
+            table = cells[half].copy()
+            table.obs["patient"] = "not the one of the manifest"
+            table.write_h5ad(tmp_path / f"{patient}_{k}.h5ad")
+            arm = cells.obs.loc[half[0], "arm"]
+            rows.append({"sample": f"{patient}_{k}", "path": f"{patient}_{k}.h5ad", "patient": patient, "arm": arm})
+    broken = {"sample": "X", "path": "X.h5ad", "patient": "PX", "arm": "a"}
+    (tmp_path / "X.h5ad").write_bytes(b"no table")
+    pd.DataFrame([*rows, broken]).to_csv(tmp_path / "cohort.csv", index=False)
+    cohort = gp.io.read_cohort(tmp_path / "cohort.csv")
+    found = gp.tl.differential_state(cohort, groupby="arm")
+    frame = gp.get.differential_state(found)
+    gp.tl.differential_state(cells, groupby="arm", patient_key="patient")
+    want = gp.get.differential_state(cells)
+    np.testing.assert_allclose(frame["log_fc"], want["log_fc"], rtol=1e-5)
+    np.testing.assert_allclose(frame["pval"], want["pval"], rtol=1e-4)
+    assert found.obs["arm"].value_counts().to_dict() == {"a": 6, "b": 6}
+    assert list(frame.attrs["notes"]["failures"]) == ["X"]
+    assert "1 slides are left out: X" in caplog.text
+    assert "predictions" in frame.attrs["notes"]["meaning"]  # their tables say so
+    cohort.obs.loc["P0_1", "arm"] = "b"
+    with pytest.raises(ValueError, match="'arm' has different values within the patients P0"):
+        gp.tl.differential_state(cohort, groupby="arm")
+
+
+def test_slides_without_clinical_columns():
+    with pytest.raises(ValueError, match="clinical=None: slides have no clinical columns"):
+        gp.tl.differential_state({"a": make_cells()}, groupby="arm")
+
+
+def test_what_cannot_be_tested_is_said(caplog):
+    adata = make_features()
+    adata.X[:, 3], adata.X[:, 4] = np.nan, 1.0
+    adata.obs.loc["P0", "pair"] = np.nan
+    gp.tl.differential_state(adata, groupby="arm", pair_key="pair")
+    notes = gp.get.differential_state(adata).attrs["notes"]
+    assert notes["features_constant"] == ["B--g4"]
+    assert notes["features_without_any_value"] == ["B--g3"]
+    assert notes["n_without_covariates"] == 1
+    assert "1 patients lack a covariate or their pair and are left out: P0" in caplog.text
+    frame = gp.get.differential_state(adata)
+    assert len(frame) == 118  # and no more in any family
+    assert not {"g3", "g4"} & set(frame.query("cell_type == 'B'")["gene"])
+    adata.obs["age"] = (adata.obs["arm"] == "a").astype(float)
+    with pytest.raises(ValueError, match=r"\['age'\] determine who is in 'b'"):
+        gp.tl.differential_state(adata, groupby="arm", covariates="age")
+    adata.obs["number"] = np.arange(24.0)
+    with pytest.raises(ValueError, match="groupby='number' has 24 values"):
+        gp.tl.differential_state(adata, groupby="number")
+    cells = make_cells()
+    cells.X = sparse.csr_matrix(cells.X.toarray() * (np.arange(40) > 0))
+    cells.obs.iloc[0, cells.obs.columns.get_loc("cell_type")] = None
+    gp.tl.differential_state(cells, groupby="arm", patient_key="patient")
+    notes = gp.get.differential_state(cells).attrs["notes"]
+    assert notes["genes_constant"] == {"B": ["g0"], "T": ["g0"]}
+    assert notes["n_cells_without_type"] == 1
+    cells.obs.loc["c1", "arm"] = "b"
+    with pytest.raises(ValueError, match="'arm' has different values within the patients P0"):
+        gp.tl.differential_state(cells, groupby="arm", patient_key="patient")
+
+
+def test_shares_of_types_are_tested_under_their_name():
+    adata = make_features(genes=3)
+    adata.var["kind"], adata.var["gene"] = "proportion_logit", ""
+    adata = adata[:, [0, 3]].copy()
+    adata.X[:, 0] = np.random.default_rng(0).normal(size=24) + 4 * (adata.obs["arm"] == "b")
+    gp.tl.differential_state(adata, groupby="arm", reference="a", kind="proportion_logit")
+    frame = gp.get.differential_state(adata).set_index("gene")
+    assert frame["cell_type"].unique().tolist() == ["all cells"]
+    assert frame.loc["B", "pval"] < 1e-6
+    assert frame.loc["T/NK", "pval"] > 0.01

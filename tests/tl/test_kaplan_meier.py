@@ -228,3 +228,149 @@ def test_bad_input_of_models(caplog):
         gp.tl.survival_fit(adata, **FOLLOW_UP, features=["x"])
     with pytest.raises(ValueError, match="neither features nor covariates"):
         gp.tl.survival_fit(adata, **FOLLOW_UP, n_features=0)
+
+
+CROSS_VALIDATED = FOLLOW_UP | {"n_features": 2, "n_repeats": 2, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def cross_validated():
+    adata = make_patients(90)
+    gp.tl.survival_cv(adata, **CROSS_VALIDATED, n_permutations=9, permutation_repeats=1)
+    gp.tl.stratify_risk(adata)
+    return adata
+
+
+def _test_of(adata, **options):
+    gp.tl.kaplan_meier(adata, **FOLLOW_UP, **options)
+    return gp.get.kaplan_meier(adata).iloc[0]
+
+
+@pytest.mark.parametrize("make", ["copy", "cut", "rename", "three pieces"])
+def test_groups_of_risk_under_another_name_stay_descriptive(cross_validated, make):
+    adata = cross_validated.copy()
+    risk = adata.obs["risk"]
+    adata.obs["mine"] = {
+        "copy": adata.obs["risk_group"].astype(str),
+        "cut": np.where(risk > risk.quantile(0.7), "hi", "lo"),
+        "rename": np.where(adata.obs["risk_group"] == "high risk", 1, 0),
+        "three pieces": pd.cut(risk, [-1, 0.4, 0.6, 2], labels=["low", "middle", "high"]),
+    }[make]
+    test = _test_of(adata, groupby="mine")
+    assert test["descriptive"]
+    assert gp.get.kaplan_meier(adata).attrs["notes"]["descriptive"]
+    # the p of the permutations is of the median and its two groups
+    assert np.isfinite(test["pval_permutation"]) == (make == "copy")
+    adata.obs["stage_group"] = adata.obs["stage"]
+    assert not _test_of(adata, groupby="stage_group")["descriptive"]
+
+
+def test_groups_whose_record_is_lost_are_descriptive(cross_validated):
+    joined = anndata.concat([cross_validated[:45], cross_validated[45:]])  # leaves uns out
+    test = _test_of(joined)
+    assert test["descriptive"]
+    assert "is not recorded" in gp.get.kaplan_meier(joined).attrs["notes"]["meaning_of_pval"]
+    joined.obs["mine"] = joined.obs["risk_group"].astype(str)
+    assert _test_of(joined, groupby="mine")["descriptive"]
+    kept = anndata.concat([cross_validated[:45], cross_validated[45:]], uns_merge="first")
+    assert "cross-validated" in _meaning(kept)
+
+
+def _meaning(adata):
+    _test_of(adata)
+    return gp.get.kaplan_meier(adata).attrs["notes"]["meaning_of_pval"]
+
+
+def test_permutation_p_is_shown_for_its_patients_and_cuts_only(cross_validated):
+    want = gp.get.survival(cross_validated, part="permutation").set_index("statistic")["pval"]
+    assert _test_of(cross_validated.copy())["pval_permutation"] == want["logrank_median"]
+    subset = cross_validated[:40].copy()
+    assert np.isnan(_test_of(subset)["pval_permutation"])
+    assert "other patients" in gp.get.kaplan_meier(subset).attrs["notes"]["no_pval_permutation"]
+    # cut-offs of a model fitted elsewhere are other groups
+    model = gp.tl.survival_fit(make_patients(80, seed=4, start=500), **FOLLOW_UP, n_features=2)
+    other = cross_validated.copy()
+    other.obs["risk"] = (other.obs["risk"] - 0.7) * 3
+    gp.tl.stratify_risk(other, model=model)
+    assert other.obs["risk_group"].nunique() == 2
+    test = _test_of(other)
+    assert test["descriptive"]
+    assert np.isnan(test["pval_permutation"])
+
+
+@pytest.mark.filterwarnings("ignore:Observation names are not unique")
+def test_patients_of_slides_are_recognised_under_both_names(caplog):
+    adata = make_patients(90)
+    slides = anndata.concat([adata, adata])
+    slides.obs_names = [f"S{i}" for i in range(180)]
+    slides.obs["patient"] = list(adata.obs_names) * 2
+    model = gp.tl.survival_fit(slides, **FOLLOW_UP, patient_key="patient", n_features=2)
+    again = slides.copy()
+    gp.tl.predict_risk(again, model, **FOLLOW_UP)  # rows are known, too
+    assert "give patient_key='patient'" in caplog.text
+    assert json.loads(again.uns["ghistpy"]["external_validation"]["notes"])["n_in_training"] == 180
+    gp.tl.stratify_risk(again)
+    assert _test_of(again, patient_key="patient")["descriptive"]
+    renamed = slides.copy()
+    renamed.obs_names = [f"T{i}" for i in range(180)]
+    gp.tl.predict_risk(renamed, model, **FOLLOW_UP, patient_key="patient")
+    notes = json.loads(renamed.uns["ghistpy"]["external_validation"]["notes"])
+    assert (notes["n_in_training"], notes["n_patients"], notes["descriptive"]) == (90, 90, True)
+
+
+@pytest.mark.filterwarnings("ignore:Observation names are not unique")
+def test_slides_of_other_patients_count_once():
+    model = gp.tl.survival_fit(make_patients(), **FOLLOW_UP, n_features=2)
+    others = make_patients(60, seed=3, start=700)
+    slides = anndata.concat([others, others])
+    slides.X[:60] += 0.5
+    slides.X[60:] -= 0.5
+    slides.obs_names = [f"S{i}" for i in range(120)]
+    slides.obs["patient"] = list(others.obs_names) * 2
+    for table, options in ((others, {}), (slides, {"patient_key": "patient"})):
+        gp.tl.predict_risk(table, model, **FOLLOW_UP, **options)
+    a, b = (t.uns["ghistpy"]["external_validation"]["summary"] for t in (others, slides))
+    pd.testing.assert_frame_equal(a, b)
+    np.testing.assert_allclose(slides.obs["risk"], np.tile(others.obs["risk"], 2))
+
+
+def test_nothing_is_written_before_an_error():
+    model = gp.tl.survival_fit(make_patients(), **FOLLOW_UP, n_features=2)
+    others = make_patients(40, seed=2, start=300)
+    others.obs["dead"] = 0
+    with pytest.raises(ValueError, match="none of the 40 patients"):
+        gp.tl.predict_risk(others, model, **FOLLOW_UP)
+    with pytest.raises(ValueError, match="event_key=None: give both"):
+        gp.tl.predict_risk(others, model, time_key="months")
+    with pytest.raises(ValueError, match="n_bootstraps=0"):
+        gp.tl.predict_risk(others, model, **FOLLOW_UP, n_bootstraps=0)
+    assert "risk" not in others.obs
+    assert "ghistpy" not in others.uns
+
+
+def test_what_is_imputed_in_a_fit_is_counted(caplog):
+    adata = make_patients(90)
+    adata.obs.loc[adata.obs_names[:30], "age"] = np.nan
+    adata.X[:20, 2] = np.nan
+    model = gp.tl.survival_fit(adata, **FOLLOW_UP, covariates=["age"], features=["f2"])
+    assert model.summary["n_missing_covariates"] == {"age": 30}
+    assert model.summary["n_missing_values"] == 20
+    assert "'age' for 30 of 90 patients is missing, and becomes the mean of these patients" in caplog.text
+    for options, message in (
+        ({"screen": "x"}, "screen='x': expected one of 'score', 'wald'"),
+        ({"penalty": "Firth"}, "penalty='Firth': expected one of"),
+        ({"ridge": -1}, "ridge=-1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            gp.tl.survival_fit(adata, **FOLLOW_UP, **options)
+
+
+def test_groups_that_are_none():
+    adata = make_patients(90)
+    adata.obs["mixed"] = ["x", 1, 2.5] * 30
+    assert _test_of(adata, groupby="mixed")["df"] == 2
+    with pytest.raises(ValueError, match="groupby='age' has 90 values among 90 patients"):
+        _test_of(adata, groupby="age")
+    adata.obs["risk"] = "x"
+    with pytest.raises(ValueError, match="risk_key='risk' holds object, expected numbers"):
+        gp.tl.stratify_risk(adata)

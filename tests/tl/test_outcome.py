@@ -162,3 +162,14 @@ def test_bad_input(change, message):
     adata.obs["rare"] = np.where(np.arange(60) < 2, "a", "b")
     with pytest.raises(ValueError, match=message):
         gp.tl.predict_outcome(adata, **({"outcome": "response", "n_repeats": 1, "progress": False} | change))
+
+
+def test_clusters_under_another_name_are_circular(caplog):
+    adata = make_patients()
+    gp.tl.cluster_patients(adata)
+    adata.obs["mine"] = np.where(adata.obs["patient_cluster"] == "cluster_1", "x", "y")
+    gp.tl.predict_outcome(adata, outcome="mine", n_repeats=1, progress=False)
+    assert "was made (as 'patient_cluster') by tl.cluster_patients" in caplog.text
+    assert gp.get.outcome(adata).attrs["notes"]["descriptive"]
+    gp.tl.predict_outcome(adata, outcome="response", n_repeats=1, progress=False)
+    assert not gp.get.outcome(adata).attrs["notes"]["descriptive"]

@@ -10,15 +10,11 @@ import pytest
 
 import ghistpy as gp
 from ghistpy.cohort_stats.cox import RiskSets, score_test
-from ghistpy.cohort_stats.permutation import permute
 from ghistpy.cohort_stats.survival_cv import (
     Design,
     Procedure,
-    combine_risk,
     cross_validate,
     impute,
-    signed_logrank,
-    split_risk,
 )
 
 COMMON = {"time_key": "months", "event_key": "dead", "progress": False}
@@ -288,65 +284,6 @@ def test_bad_tables():
         gp.get.survival(adata)
 
 
-def _null(n, p, rng):
-    time, stop = rng.exponential(1.0, n), rng.uniform(0.2, 2, n)
-    return Design(rng.normal(size=(n, p)), np.minimum(time, stop), time <= stop)
-
-
-@pytest.mark.parametrize("n_cohorts", [50, pytest.param(400, marks=pytest.mark.slow)])
-def test_permutation_p_is_calibrated_without_association(n_cohorts):
-    """The whole procedure on many cohorts: 5 % are rejected, inside binomial bounds."""
-    rng = np.random.default_rng(11)
-    how = Procedure(n_features=2, n_repeats=1)
-    p = {"c_index": [], "logrank_median": []}
-    for _ in range(n_cohorts):
-        found = permute(_null(45, 15, rng), how, n_permutations=19)
-        for name, values in p.items():
-            values.append(found.pvalue(name))
-    for values in p.values():
-        rejected = np.mean(np.array(values) <= 0.05)
-        assert rejected <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / n_cohorts)
-        assert abs(np.mean(values) - 0.525) < 3.5 * 0.29 / np.sqrt(n_cohorts)  # uniform on 1/20 … 1
-
-
-def test_log_rank_on_cross_validated_risk_is_no_test():
-    """Why it is called descriptive: it rejects far more than 5 % without any association."""
-    rng = np.random.default_rng(5)
-    how = Procedure(n_features=3, n_repeats=3)
-    rejected, wrong_sign = [], []
-    for _ in range(120):
-        design = _null(90, 20, rng)
-        found = cross_validate(design, how, tau=1.0)
-        risk = combine_risk(found.score[0], found.folds)
-        z = signed_logrank(design.time, design.event, split_risk(risk, "median"))
-        rejected.append(abs(z) > 1.96)
-        wrong_sign.append(z < -1.96)
-    assert np.mean(rejected) > 0.08
-    assert sum(wrong_sign) > 0
-
-
-def test_power_of_the_permutation():
-    rng = np.random.default_rng(2)
-    base = _null(80, 15, rng)
-    time = base.time * np.exp(-1.5 * base.X[:, 4])
-    found = permute(Design(base.X, time, base.event), Procedure(n_features=2, n_repeats=1), n_permutations=19)
-    assert found.pvalue("c_index") == 0.05
-    # the wrong way round is not significant: one-sided
-    found.observed["c_index"] = 0.1
-    assert found.pvalue("c_index") == 1.0
-
-
-def test_risk_scales():
-    score = np.array([[1.0, 2, 30, 40], [1, 2, 30, 40]])
-    folds = np.array([[0, 0, 1, 1], [0, 1, 0, 1]])
-    np.testing.assert_allclose(combine_risk(score, folds), [1 / 3, (2 + 1) / 6, (1 + 2) / 6, 2 / 3])
-    np.testing.assert_allclose(combine_risk(score, folds, scale="centre"), [-7.5, -9.25, 4.75, 12.0])
-    np.testing.assert_allclose(combine_risk(score, folds, scale="none"), [1, 2, 30, 40])
-    risk = np.r_[np.arange(8.0), np.nan]
-    assert split_risk(risk, "median").tolist() == [0, 0, 0, 0, 1, 1, 1, 1, -1]
-    assert split_risk(np.arange(5.0), "quartiles").tolist() == [0, 0, -1, 1, 1]
-
-
 @pytest.mark.data
 @pytest.mark.parametrize("screen", ["wald", "score"])
 def test_golden_cox_cross_validation(data_dir, screen):
@@ -406,3 +343,73 @@ def test_screening_picks_by_score(analysed):
     rows = np.isfinite(analysed.X).all(1)
     risk = RiskSets.of(analysed.obs["months"].to_numpy()[rows], analysed.obs["dead"].to_numpy()[rows])
     assert np.argmax(score_test(analysed.X[rows], risk)[0]) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"screen": "x"}, "screen='x': expected one of 'score', 'wald'"),
+        ({"penalty": "Firth"}, "penalty='Firth': expected one of 'none', 'ridge', 'firth'"),
+        ({"risk_scale": "x"}, "risk_scale='x': expected one of"),
+        ({"ridge": -1}, "ridge=-1: expected a finite number of at least 0"),
+        ({"tau": 0}, "tau=0: expected a finite number above 0"),
+        ({"n_splits": 1}, "n_splits=1: expected a whole number of at least 2"),
+        ({"n_bootstraps": 0}, "n_bootstraps=0: expected a whole number of at least 1"),
+        ({"n_permutations": -1}, "n_permutations=-1: expected a whole number of at least 0"),
+        ({"permutation_repeats": 0}, "permutation_repeats=0"),
+        ({"n_jobs": 0}, "n_jobs=0: expected a number of processes"),
+    ],
+)
+def test_options_that_mean_nothing(change, message):
+    with pytest.raises(ValueError, match=message):
+        gp.tl.survival_cv(make_cohort(60), **(COMMON | {"n_repeats": 1} | change))
+
+
+def test_missing_covariates_are_counted(caplog):
+    adata = make_cohort(60)
+    adata.obs.loc[adata.obs_names[:20], "age"] = np.nan
+    adata.obs.loc[adata.obs_names[:5], "stage"] = None
+    adata.obs.loc["P001", "density"] = np.nan
+    options = {"covariates": ["age", "stage"], "image_keys": ["density"], "n_repeats": 1}
+    gp.tl.survival_cv(adata, **COMMON, **options)
+    notes = gp.get.survival(adata).attrs["notes"]
+    assert notes["n_missing_covariates"] == {"age": 20, "stage": 5}
+    assert notes["n_missing_image_keys"] == {"density": 1}
+    assert "'age' for 20, 'stage' for 5 of 60 patients is missing" in caplog.text
+
+
+def test_few_groups_are_said(caplog):
+    adata = make_cohort(90)
+    adata.obs["three"] = np.where(np.arange(90) < 55, "big", np.where(np.arange(90) % 2, "x", "y"))
+    gp.tl.survival_cv(adata, **COMMON, group_key="three", n_repeats=20, n_features=2, n_permutations=2)
+    notes = gp.get.survival(adata).attrs["notes"]
+    assert notes["n_distinct_partitions"] == 1
+    assert notes["fold_sizes"][1] == 55
+    assert "20 repeats hold 1 different ones" in caplog.text
+    assert "folds hold 17 to 55 patients" in caplog.text
+    assert "within groups" in notes["permutation_null"]
+    caplog.clear()
+    gp.tl.survival_cv(adata, **COMMON, n_repeats=20, n_features=2)
+    notes = gp.get.survival(adata).attrs["notes"]
+    assert (notes["n_distinct_partitions"], notes["fold_sizes"]) == (20, [30, 30])
+    assert "different ones" not in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore:Observation names are not unique")
+def test_image_columns_of_a_patient_are_averaged_and_covariates_agree():
+    adata = make_cohort(60)
+    double = anndata.concat([adata, adata])
+    double.obs_names = [f"S{i}" for i in range(120)]
+    double.obs["patient"] = np.tile(adata.obs_names, 2)
+    double.obs["density"] += np.repeat([0.3, -0.3], 60)
+    options = COMMON | {"image_keys": ["density"], "n_repeats": 2, "n_features": 2}
+    gp.tl.survival_cv(adata, **options)
+    gp.tl.survival_cv(double, **options, patient_key="patient")
+    want = gp.get.survival(adata).set_index("model")["c_index"]
+    assert gp.get.survival(double).set_index("model")["c_index"]["image"] == pytest.approx(want["image"])
+    double.obs.loc["S0", "age"] += 1
+    gp.tl.survival_cv(double, **options, covariates=["age"], patient_key="patient")  # numbers are averaged
+    assert "age" in gp.get.survival(double).attrs["notes"]["columns_averaged"]
+    double.obs.loc["S0", "stage"] = "III"
+    with pytest.raises(ValueError, match="'stage' differs between the rows of P000"):
+        gp.tl.survival_cv(double, **options, covariates=["stage"], patient_key="patient")

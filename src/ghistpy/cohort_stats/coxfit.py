@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
 from ghistpy.cohort_stats.cox import SEPARATION, RiskSets
+from ghistpy.cohort_stats.options import one_of
 
 Penalty = Literal["none", "ridge", "firth"]
 
@@ -70,6 +71,7 @@ def fit_cox(
     >>> fit_cox(X, RiskSets.of(time, np.ones(200, bool))).coef.round(1)
     array([0.9])
     """
+    one_of("penalty", penalty, get_args(Penalty))
     n_variables = X.shape[1]
     x = np.ascontiguousarray(X[risk.order], dtype=np.float64)
     x = x - x.mean(0)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _YEARS = {"days": 1 / 365.25, "weeks": 7 / 365.25, "months": 1 / 12, "years": 1.0}
 _LONGEST_YEARS = 60.0
 _MANY_EVENTS = 0.6
+_FEW_TIMES, _MANY_TIMES = 20, 50  # patients: fewer tell nothing about modes; fewer are warned instead of refused
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def read_endpoint(
     time_key, event_key
         Columns with the time of follow-up and with the event.
     event_value
-        Value or values of ``event_key`` that mean an event. None = the column is boolean or 0/1.
+        Value or values of ``event_key`` that mean an event. None = the column is boolean or 0/1, and not all 1.
     time_unit
         ``"days"``, ``"weeks"``, ``"months"`` or ``"years"``, or a column that says it for each patient.
         None = read from the name of ``time_key``, and the times are checked for a mixture.
@@ -70,8 +71,9 @@ def read_endpoint(
     Raises
     ------
     ValueError
-        A column is missing, the coding of events is ambiguous, a time is negative or infinite, units are
-        mixed, or there is no event.
+        A column is missing, the coding of events is ambiguous, a time is a date, a duration, negative or
+        infinite, units are mixed, there is no event, or every patient has one and ``event_value`` does not
+        say that this is meant.
     """
     for argument, key in (("time_key", time_key), ("event_key", event_key)):
         if key not in frame.columns:
@@ -79,7 +81,7 @@ def read_endpoint(
     notes: list[str] = []
     event, event_missing = _read_event(frame[event_key], event_key, event_value, notes)
     time, time_missing = _read_time(frame[time_key], time_key)
-    unit = _read_unit(frame, time_key, time, time_unit)
+    unit = _read_unit(frame, time_key, time, time_unit, notes)
     names = frame.index.astype(str).to_numpy()
     left_out = {"no time": time_missing, "no event status": event_missing & ~time_missing}
     if not keep_zero:
@@ -89,6 +91,12 @@ def read_endpoint(
     found = Endpoint(rows, time[rows], event[rows], unit, excluded, notes)
     if not found.n_events:
         raise ValueError(f"event_key={event_key!r}: none of the {len(rows)} patients with follow-up has an event")
+    if found.n_events == len(rows) and event_value is None:
+        raise ValueError(
+            f"event_key={event_key!r}: all {len(rows)} patients with follow-up have an event; usually the column "
+            "means something else, such as having been followed or censored, or the censored are not in the table. "
+            "If it is so, say it with event_value="
+        )
     share = found.n_events / len(rows)
     if share > _MANY_EVENTS:
         notes.append(
@@ -141,6 +149,13 @@ def _read_event(column: pd.Series, key: str, event_value: Any, notes: list[str])
 def _read_time(column: pd.Series, key: str) -> tuple[np.ndarray, np.ndarray]:
     import pandas as pd
 
+    if pd.api.types.is_datetime64_any_dtype(column) or pd.api.types.is_timedelta64_dtype(column):
+        raise ValueError(
+            f"time_key={key!r} holds {column.dtype}, expected numbers: turn it into days from the start of "
+            "follow-up, such as (last - first).dt.days"
+        )
+    if pd.api.types.is_bool_dtype(column):
+        raise ValueError(f"time_key={key!r} is boolean, expected times: have time and event been exchanged?")
     numbers = pd.to_numeric(column, errors="coerce")
     bad = column[numbers.isna() & column.notna()]
     if len(bad):
@@ -162,7 +177,7 @@ def unit_of_name(key: str) -> str:
     return found.pop() if len(found) == 1 else ""
 
 
-def _read_unit(frame: pd.DataFrame, key: str, time: np.ndarray, time_unit: str | None) -> str:
+def _read_unit(frame: pd.DataFrame, key: str, time: np.ndarray, time_unit: str | None, notes: list[str]) -> str:
     if time_unit is not None and time_unit in frame.columns:
         units = sorted(frame[time_unit].dropna().astype(str).str.lower().unique())
         if len(units) > 1:
@@ -186,6 +201,13 @@ def _read_unit(frame: pd.DataFrame, key: str, time: np.ndarray, time_unit: str |
             f"time_key={key!r}: the times fall into two groups a factor {ratio:.0f} apart, as when days and months "
             "are mixed; convert them to one unit, or state it with time_unit= when it is one"
         )
+    # few patients fall into two groups by chance, too: a question, not an error
+    ratio = _two_modes(known, valley=0.15, share=0.2) if _FEW_TIMES <= len(known) < _MANY_TIMES else 0.0
+    if ratio:
+        notes.append(
+            f"the times of {key!r} fall into two groups a factor {ratio:.0f} apart: make sure that days and months "
+            "are not mixed"
+        )
     return unit
 
 
@@ -202,17 +224,26 @@ def mixed_units(time: np.ndarray) -> float:
     >>> bool(mixed_units(days)), bool(mixed_units(np.r_[days[:150], days[150:] / 30.4]))
     (False, True)
     """
-    from scipy.signal import argrelmax
-    from scipy.stats import gaussian_kde
-
     time = time[time > 0]
     whole = time == np.round(time)
     if 0.05 <= whole.mean() <= 0.95 and len(time) >= 10:
         apart = float(np.median(time[whole]) / np.median(time[~whole]))
         if 15 <= apart <= 60:
             return apart
+    return _two_modes(time, valley=0.33, share=0.1) if len(time) >= _MANY_TIMES else 0.0
+
+
+def _two_modes(time: np.ndarray, *, valley: float, share: float) -> float:
+    """Factor between two modes that are 18 to 50 apart; 0 without.
+
+    Between them the density of log times falls below ``valley`` of the lower mode, and on either side lies
+    at least ``share`` of the patients.
+    """
+    from scipy.signal import argrelmax
+    from scipy.stats import gaussian_kde
+
     log = np.log10(time)
-    if len(log) < 50 or log.std() == 0:
+    if log.std() == 0:
         return 0.0
     grid = np.linspace(log.min() - 0.3, log.max() + 0.3, 400)
     density = gaussian_kde(log, bw_method=0.25)(grid)
@@ -220,8 +251,8 @@ def mixed_units(time: np.ndarray) -> float:
     for i, low in enumerate(peaks):
         for high in peaks[i + 1 :]:
             apart = float(10 ** (grid[high] - grid[low]))
-            valley = low + int(np.argmin(density[low:high]))
-            lower = min(density[low], density[high])
-            if 18 <= apart <= 50 and density[valley] < 0.33 * lower and 0.1 <= (log < grid[valley]).mean() <= 0.9:
+            bottom = low + int(np.argmin(density[low:high]))
+            deep = density[bottom] < valley * min(density[low], density[high])
+            if 18 <= apart <= 50 and deep and share <= (log < grid[bottom]).mean() <= 1 - share:
                 return apart
     return 0.0

@@ -65,6 +65,38 @@ def repeated_folds(
     return out
 
 
+def distinct_partitions(folds: np.ndarray) -> int:
+    """How many different ways to divide the patients are among the repeats (R, n), whatever the folds are called.
+
+    Examples
+    --------
+    >>> distinct_partitions(np.array([[0, 0, 1], [1, 1, 0], [0, 1, 1]]))
+    2
+    """
+    # two patients share a fold or not: that is what a partition is; folds are renamed by their first patient
+    first = np.stack([(folds == k).argmax(1) for k in range(int(folds.max()) + 1)], axis=1)
+    return len(np.unique(np.take_along_axis(first, folds.astype(np.int64), axis=1), axis=0))
+
+
+def permute_within(groups: np.ndarray | None, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Random order (n,) of patients that leaves everybody in their group; of all patients without groups.
+
+    Examples
+    --------
+    >>> order = permute_within(np.array(["a", "b", "a", "b"]), 4, np.random.default_rng(0))
+    >>> sorted(order[[0, 2]].tolist()), sorted(order[[1, 3]].tolist())
+    ([0, 2], [1, 3])
+    """
+    order = rng.permutation(n)
+    if groups is None:
+        return order
+    code = np.unique(groups, return_inverse=True)[1]
+    # places of each group, and its patients in random order
+    out = np.empty(n, dtype=np.int64)
+    out[np.argsort(code, kind="stable")] = order[np.argsort(code[order], kind="stable")]
+    return out
+
+
 def _deal_groups(code: np.ndarray, group: np.ndarray, n_splits: int, rng: np.random.Generator) -> np.ndarray:
     """Deal groups in random order, each to the fold that lacks most; the best balanced of a few deals.
 

@@ -56,7 +56,8 @@ def moderated_t(
     contrast
         (q,) linear combination of coefficients under test.
     weights
-        (n,) weight of each patient, such as its number of cells.
+        (n,) weight of each patient, such as that of :func:`patient_weights`: the inverse of the variance of its
+        values, up to a factor. Numbers of cells are no such weights: patients differ, too.
 
     Returns
     -------
@@ -66,7 +67,8 @@ def moderated_t(
     -----
     With s² and d the residual variance and its degrees of freedom, d₀ and s₀² the prior fitted to all s² on
     the log scale: s̃² = (d₀ s₀² + d s²) / (d₀ + d), t = effect / (s̃ √v), on d₀ + d degrees of freedom, at most
-    those of all genes together. O(n G q²), once per pattern of missing values.
+    those of all genes together. O(n G q²), once per pattern of missing values. Genes that are constant have no
+    test and do not enter the prior.
 
     References
     ----------
@@ -81,7 +83,8 @@ def moderated_t(
     >>> int(np.argmin(found.pval)), bool(found.prior.df > 20)
     (0, True)
     """
-    values = np.asarray(values, dtype=np.float64)
+    values = np.array(values, dtype=np.float64)
+    values[:, ~varying(values)] = np.nan
     effect, unscaled, variance, df, n = _fit(
         values, np.asarray(design, np.float64), np.asarray(contrast, np.float64), weights
     )
@@ -96,6 +99,66 @@ def moderated_t(
     pval = np.full(t.shape, np.nan)
     pval[testable] = 2 * stats.t.sf(np.abs(t[testable]), total[testable])
     return Moderated(effect, se, t, np.where(testable, total, np.nan), pval, variance, posterior, n, prior)
+
+
+def varying(values: np.ndarray) -> np.ndarray:
+    """Genes (G,) whose known values (n, G) are not all the same."""
+    known = np.isfinite(values)
+    low = np.where(known, values, np.inf).min(0, initial=np.inf)
+    high = np.where(known, values, -np.inf).max(0, initial=-np.inf)
+    return high > low
+
+
+def patient_weights(values: np.ndarray, design: np.ndarray, cells: np.ndarray) -> np.ndarray:
+    """Weights of patients whose means come from different numbers of cells.
+
+    Parameters
+    ----------
+    values
+        (n, G) mean of each patient; rows that are NaN get weight 0.
+    design
+        (n, q) design matrix.
+    cells
+        (n,) number of cells of each patient.
+
+    Returns
+    -------
+    (n,) weights of mean 1 over the known patients, all 1 where cells explain nothing.
+
+    Notes
+    -----
+    The variance of a patient's mean is τ² + σ² / cells: between patients, and of its cells. Both are estimated
+    from the residuals of the unweighted model, standardised per gene and averaged over genes: the expected
+    square of residual i is Σ_j M_ij² (τ² + σ² / cells_j), with M the residual projection; the solution is by
+    least squares, neither part negative. Weights are 1 / (τ² + σ² / cells), one set for all genes. O(n G + n³).
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> cells = np.tile([5, 500], 20)
+    >>> values = rng.normal(size=(40, 300)) / np.sqrt(cells)[:, None]  # patients do not differ
+    >>> weights = patient_weights(values, np.ones((40, 1)), cells)
+    >>> bool(70 < weights[1] / weights[0] <= 101)
+    True
+    """
+    known = np.isfinite(values).all(1) if values.shape[1] else np.zeros(len(values), dtype=bool)
+    out = np.zeros(len(values))
+    out[known] = 1.0
+    x, y = design[known], values[np.ix_(known, varying(values))]
+    project = np.eye(len(x)) - x @ np.linalg.pinv(x, rcond=1e-10)
+    residual = project @ y
+    variance = (residual**2).sum(0)
+    # a gene without residual variance says nothing
+    used = variance > 1e-24 * np.maximum((y**2).sum(0), 1e-300)
+    if np.trace(project) < 2 or not used.any():
+        return out
+    square = (residual[:, used] ** 2 / variance[used]).mean(1)
+    per_cell = 1 / np.maximum(cells[known], 1)
+    between, within = optimize.nnls(project**2 @ np.column_stack([np.ones(len(x)), per_cell]), square)[0]
+    spread = between + within * per_cell
+    if spread.min() > 0:
+        out[known] = 1 / spread / (1 / spread).mean()
+    return out
 
 
 def _fit(

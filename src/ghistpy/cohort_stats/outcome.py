@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from ghistpy.cohort_stats.folds import repeated_folds
+from ghistpy.cohort_stats.folds import permute_within, repeated_folds
+from ghistpy.cohort_stats.options import one_of, whole_number
 from ghistpy.cohort_stats.survival_cv import impute, run_jobs
 
 if TYPE_CHECKING:
@@ -26,6 +27,13 @@ class Classifier:
     n_splits: int = 3
     n_repeats: int = 100
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse options that would silently mean another method."""
+        one_of("decision", self.decision, ("margin", "platt"))
+        whole_number("n_features", self.n_features, 1)
+        whole_number("n_splits", self.n_splits, 2)
+        whole_number("n_repeats", self.n_repeats, 1)
 
 
 @dataclass(frozen=True)
@@ -193,12 +201,23 @@ def balanced_accuracy(predicted: np.ndarray, label: np.ndarray, counts: np.ndarr
     return out if counts is not None else np.asarray(out[0])
 
 
+def accuracy_of_folds(predicted: np.ndarray, label: np.ndarray, folds: np.ndarray) -> np.ndarray:
+    """Balanced accuracy (M, R, K) in each test fold, over the classes that are in it."""
+    n_models, n_repeats, _ = predicted.shape
+    out = np.empty((n_models, n_repeats, int(folds.max()) + 1))
+    for r, fold in enumerate(folds):
+        for k in range(out.shape[2]):
+            out[:, r, k] = balanced_accuracy(predicted[:, r, fold == k], label[fold == k])
+    return out
+
+
 def permuted(
     data: Outcomes, how: Classifier, *, n_permutations: int, n_jobs: int = 1, progress: bool = False
 ) -> tuple[float, np.ndarray]:
     """Mean balanced accuracy of the model as it is, and with labels dealt to other patients (P,).
 
-    The whole procedure is repeated: folds, selection, fit.
+    The whole procedure is repeated: folds, selection, fit. Labels are dealt within groups where there are any:
+    the null hypothesis is that label and features are independent within each group.
     """
     how = replace(how, models=(MODEL,))
     observed = float(balanced_accuracy(cross_validate(data, how, n_jobs=n_jobs)[0][0], data.label).mean())
@@ -209,7 +228,7 @@ def permuted(
 
 def _one_permutation(data: Outcomes, how: Classifier, seed: np.random.SeedSequence) -> float:
     rng = np.random.default_rng(seed)
-    shuffled = replace(data, label=rng.permutation(data.label))
+    shuffled = replace(data, label=data.label[permute_within(data.groups, len(data.label), rng)])
     try:
         found = cross_validate(shuffled, replace(how, seed=int(rng.integers(2**31))))[0][0]
     except ValueError:  # groups can leave a fold without a class: counted as no smaller than observed

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ghistpy.cohort_stats.folds import permute_within
 from ghistpy.cohort_stats.survival_cv import (
     MODEL,
     Design,
@@ -52,6 +53,10 @@ def permute(
 ) -> Permutations:
     """Repeat the whole procedure, folds and screening included, with outcomes dealt to other patients.
 
+    With ``design.groups`` outcomes are dealt within each group. The null hypothesis is then that features and
+    outcome are independent within every group, while features, hazards and censoring may differ between
+    groups; a group of one patient contributes nothing. Without groups: that patients are exchangeable.
+
     Returns
     -------
     Permutations
@@ -68,7 +73,7 @@ def permute(
 
 def _one_permutation(design: Design, how: Procedure, seed: np.random.SeedSequence) -> dict[str, float]:
     rng = np.random.default_rng(seed)
-    order = rng.permutation(len(design.time))
+    order = permute_within(design.groups, len(design.time), rng)
     shuffled = replace(design, time=design.time[order], event=design.event[order])
     try:
         return statistics_of(shuffled, replace(how, seed=int(rng.integers(2**31))))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -12,8 +12,10 @@ from ghistpy.cohort_stats.concordance import Censoring, Pairs, bootstrap_counts
 from ghistpy.cohort_stats.cox import RiskSets, fit_univariate, score_test
 from ghistpy.cohort_stats.coxfit import Penalty, fit_cox
 from ghistpy.cohort_stats.folds import repeated_folds
+from ghistpy.cohort_stats.options import not_negative, one_of, whole_number
 
 MODEL, CLINICAL, BOTH, IMAGE, RANDOM, COXNET = "model", "clinical", "clinical+model", "image", "random", "coxnet"
+SCREENS, RISK_SCALES = ("score", "wald"), ("rank", "centre", "none")
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,16 @@ class Procedure:
     n_repeats: int = 100
     seed: int = 0
     risk_scale: Literal["rank", "centre", "none"] = "rank"
+
+    def __post_init__(self) -> None:
+        """Refuse options that would silently mean another method."""
+        one_of("screen", self.screen, SCREENS)
+        one_of("penalty", self.penalty, get_args(Penalty))
+        one_of("risk_scale", self.risk_scale, RISK_SCALES)
+        not_negative("ridge", self.ridge)
+        whole_number("n_features", self.n_features, 1)
+        whole_number("n_splits", self.n_splits, 2)
+        whole_number("n_repeats", self.n_repeats, 1)
 
 
 @dataclass

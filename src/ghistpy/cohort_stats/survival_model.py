@@ -33,7 +33,7 @@ class SurvivalModel:
     time_unit
         Unit of the follow-up; another unit is refused.
     patients
-        Hashes of the names of the training patients.
+        Hashes of the names of the training patients and of their rows.
     summary
         What was counted at the fit: patients, events, candidates, warnings.
     """

@@ -23,9 +23,10 @@ def survival(adata: AnnData, *, key: str = _keys.SURVIVAL, part: str = "summary"
     key
         ``key_added`` of the tool.
     part
-        ``"summary"``: one row per model: C-index with the 95 % interval of a bootstrap of patients, Uno's index,
-        spread over repeats (no confidence interval), fits to distrust. ``"differences"``: differences of
-        C-indices with paired intervals. ``"c_index"``: per model, repeat and fold. ``"selected"``: feature,
+        ``"summary"``: one row per model: C-index with the 95 % interval of what the procedure has on average in
+        cohorts of this size (:func:`ghistpy.tl.survival_cv` says what it covers), Uno's index, spread over
+        repeats (no confidence interval), fits to distrust. ``"differences"``: differences of C-indices with
+        paired intervals. ``"c_index"``: per model, repeat and fold. ``"selected"``: feature,
         n_selected, frequency, mean_coef (log hazard ratio per standard deviation), share_positive.
         ``"permutation"``: statistic, observed, null_mean, null_q95, pval (one-sided), n_permutations.
 
@@ -56,7 +57,8 @@ def kaplan_meier(adata: AnnData, *, key: str = _keys.KAPLAN_MEIER, part: str = "
     key
         ``key_added`` of the tool.
     part
-        ``"test"``: one row: chi2, df, p, descriptive, hazard ratio, permutation p. ``"groups"``: n, events, median
+        ``"test"``: one row: chi2, df, p, descriptive (no test: ``notes["meaning_of_pval"]`` says why), hazard ratio,
+        permutation p where it is of these patients and groups. ``"groups"``: n, events, median
         survival and follow-up per group. ``"curves"``: group, time, survival, ci_low, ci_high, at_risk,
         events, censored. ``"at_risk"``: numbers at risk at round times.
 
@@ -87,7 +89,8 @@ def outcome(adata: AnnData, *, key: str = _keys.OUTCOME, part: str = "summary") 
     key
         ``key_added`` of the tool.
     part
-        ``"summary"``: balanced accuracy of each model with its interval, permutation p. ``"accuracy"``: per model
+        ``"summary"``: balanced accuracy of each model with the 95 % interval of what the procedure has on average
+        in cohorts of this size, permutation p. ``"accuracy"``: per model
         and repeat. ``"selected"``: feature, n_selected, frequency. ``"predictions"``: patient, outcome, share of
         repeats that predict each class.
 
@@ -124,7 +127,7 @@ def differential_state(adata: AnnData, *, key: str = _keys.DIFFERENTIAL_STATE, p
     Returns
     -------
     pandas.DataFrame
-        A copy; ``frame.attrs["notes"]``.
+        A copy; ``frame.attrs["notes"]`` with ``"descriptive"`` when the groups were made of these features.
 
     Raises
     ------

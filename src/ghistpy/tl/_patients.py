@@ -115,7 +115,7 @@ def resolve_patients(
     obs = adata.obs.copy()
     names, row_of = adata.obs_names.astype(str).to_numpy(), np.arange(adata.n_obs)
     if patient_key is not None:
-        names, row_of, obs, X = _combine(adata, patient_key, [key for key in agree_on if key], X, notes)
+        names, row_of, obs, X = combine_rows(adata, patient_key, [key for key in agree_on if key], X, notes)
     notes["n_patients"] = len(names)
     known = ~np.isnan(X).all(0)
     varies = known.copy()
@@ -143,9 +143,10 @@ def check_table(adata: AnnData) -> None:
         )
 
 
-def _combine(
+def combine_rows(
     adata: AnnData, key: str, agree_on: list[str], X: np.ndarray, notes: dict[str, Any]
 ) -> tuple[np.ndarray, np.ndarray, pd.DataFrame, np.ndarray]:
+    """Average the rows of each patient: names, patient of each row, clinical columns, values."""
     import pandas as pd
 
     need_columns(adata.obs, {"patient_key": key})

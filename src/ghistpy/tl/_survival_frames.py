@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,8 +12,6 @@ if TYPE_CHECKING:
     from ghistpy.cohort_stats.permutation import Permutations
     from ghistpy.cohort_stats.survival_cv import CrossValidation, Design
 
-CONFIDENCE = 0.95
-
 
 def survival_frames(
     found: CrossValidation, design: Design, features: np.ndarray, n_bootstraps: int, seed: int
@@ -22,6 +19,7 @@ def survival_frames(
     """Everything that a cross-validation says, as long frames."""
     import pandas as pd
 
+    from ghistpy.cohort_stats.intervals import cross_validated_interval
     from ghistpy.cohort_stats.survival_cv import bootstrap_c_index
 
     shape = found.harrell.shape
@@ -37,15 +35,14 @@ def survival_frames(
         }
     )
     samples = bootstrap_c_index(found, design.time, design.event, n_bootstraps=n_bootstraps, seed=seed)
-    tails = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
-    low, high = np.quantile(samples, tails, axis=1)
     each = np.nanmean(found.harrell, axis=2)
+    low, high = cross_validated_interval(each.mean(1), found.harrell, found.folds, samples)
     summary = pd.DataFrame(
         {
             "model": list(found.models),
             "c_index": each.mean(1),
-            "ci_low": low,
-            "ci_high": high,
+            "ci_low": np.maximum(low, 0.0),
+            "ci_high": np.minimum(high, 1.0),
             "uno": np.nanmean(found.uno, axis=(1, 2)),
             "sd_over_repeats": each.std(1, ddof=1) if shape[1] > 1 else np.zeros(shape[0]),
             "n_separated": found.separated.sum((1, 2)),
@@ -55,15 +52,18 @@ def survival_frames(
     return {
         "summary": summary,
         "c_index": per_fold,
-        "differences": _differences(found.models, each.mean(1), samples, tails),
+        "differences": _differences(found, each.mean(1), samples),
         "selected": _selected(found, features),
     }
 
 
-def _differences(models: Sequence[str], c: np.ndarray, samples: np.ndarray, tails: list[float]) -> pd.DataFrame:
-    """Differences of C-indices on the same patients and bootstrap samples."""
+def _differences(found: CrossValidation, c: np.ndarray, samples: np.ndarray) -> pd.DataFrame:
+    """Differences of C-indices in the same folds, on the same patients and bootstrap samples."""
     import pandas as pd
 
+    from ghistpy.cohort_stats.intervals import cross_validated_interval
+
+    models = found.models
     at = {name: i for i, name in enumerate(models)}
     pairs = [
         ("clinical+model", "clinical"),
@@ -72,8 +72,12 @@ def _differences(models: Sequence[str], c: np.ndarray, samples: np.ndarray, tail
     rows = []
     for a, b in pairs:
         if a in at and b in at:
-            low, high = np.quantile(samples[at[a]] - samples[at[b]], tails)
-            rows.append((a, b, c[at[a]] - c[at[b]], low, high))
+            i, j = at[a], at[b]
+            difference = c[[i]] - c[[j]]
+            low, high = cross_validated_interval(
+                difference, found.harrell[[i]] - found.harrell[[j]], found.folds, samples[[i]] - samples[[j]]
+            )
+            rows.append((a, b, difference[0], low[0], high[0]))
     return pd.DataFrame(rows, columns=["model", "baseline", "difference", "ci_low", "ci_high"])
 
 

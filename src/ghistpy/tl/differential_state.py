@@ -9,6 +9,7 @@ import numpy as np
 
 from ghistpy import _keys
 from ghistpy.tl import _states
+from ghistpy.tl._origin import group_names, warn_of_circularity
 from ghistpy.tl._patients import check_table, encode_covariates, listed, need_columns, note, store
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 _HEATMAP = 50
 _CLIP = 2.5
 PREDICTED = (
-    "the values are predictions: p-values say that predicted expression differs, not that measured expression does"
+    "the values are predictions: p-values say that predicted expression differs, not that measured expression does; "
+    "shares of types that differ between groups reach predicted expression within types"
 )
 
 
@@ -45,31 +47,39 @@ def differential_state(
 ) -> AnnData | None:
     """Test every gene in every cell type for a difference between groups of patients.
 
-    The unit is the patient: cells of one patient and type are pooled first (pseudobulk).
+    The unit is the patient: cells of one patient and type are pooled first (pseudobulk), rows of features averaged.
 
     Parameters
     ----------
     cohort_or_adata
         Patients × features (``var`` with ``kind``, ``gene``, ``cell_type``, such as
-        :func:`ghistpy.tl.cohort_features` makes), or cells × genes with ``patient_key``, or slides.
+        :func:`ghistpy.tl.cohort_features` makes), or cells × genes with ``patient_key``, or slides: a
+        :class:`ghistpy.Cohort`, whose manifest has the patients and clinical columns, sample → slide, or a list.
     groupby
         Column of ``obs`` with the group of each patient; patients without are left out and counted.
     reference
         Group that the others are compared with; None = the first category, or first in the alphabet.
-    cell_type_key, patient_key
-        Columns of a table of cells.
+    cell_type_key
+        Column of a table of cells, or of those of slides.
+    patient_key
+        Column with the patient of each row, for a table of cells, or of features of several samples. None = every
+        row of a table of features is a patient.
     table_key
         Table of slides.
     kind
-        Kind of features; None = ``"gene_mean_celltype"`` where there are kinds.
+        Kind of features; None = ``"gene_mean_celltype"`` where there are kinds. Features of a kind without genes or
+        types, such as ``"proportion_logit"``, are tested under their name, for ``"all cells"``.
     layer
         Layer; None = ``X``.
     covariates
-        Columns of ``obs`` that are adjusted for.
+        Columns of ``obs`` that are adjusted for. Patients without a number are left out and counted; a missing
+        category is a level of its own.
     pair_key
-        Column whose values mark patients (or samples) that belong together: each gets its own level.
+        Column whose values mark patients (or samples) that belong together: each gets its own level. Who has none
+        is left out and counted.
     weighted
-        Weight patients by their number of cells (tables of cells only).
+        Weight patients by 1 / (τ² + σ² / cells), both parts estimated from all genes of a type (tables of cells and
+        slides only). Gains power where patients with few cells are noisy.
     min_cells
         Patients with fewer cells of a type are left out for that type; pairs are counted.
     min_patients
@@ -78,7 +88,7 @@ def differential_state(
         ``"moderated_t"``: on means of log expression; of counts, on log2 counts per million of the sums.
         ``"deseq2"``: on sums of counts (extra ``state``).
     clinical
-        For slides: one row per patient, names as index.
+        For slides: one row per patient, names as index (or in a column ``patient``); None = the manifest.
     key_added
         Name of the result in ``uns["ghistpy"]``.
 
@@ -89,7 +99,10 @@ def differential_state(
     Raises
     ------
     ValueError
-        Columns are missing, one group only, no type with enough patients, or log values for ``"deseq2"``.
+        Columns are missing or vary within patients, one group only, covariates or pairs that determine the group,
+        no type with enough patients, unknown options, or options that ``"deseq2"`` has not.
+    RuntimeError
+        No slide can be read.
 
     Notes
     -----
@@ -97,12 +110,22 @@ def differential_state(
 
     - ``results``: gene, cell_type, contrast, log_fc, stat, pval, pval_adj_local (Benjamini-Hochberg within
       cell type and contrast), pval_adj_global (over all tests), pval_bonferroni (over all), df, n_test,
-      n_reference, mean. Genes that cannot be tested have NaN and count in no family.
+      n_reference, mean. Genes that do not vary are left out and counted; those that cannot be tested have NaN
+      and count in no family.
     - ``states``: standardised values (clipped at 2.5) of the 50 strongest, for
       :func:`ghistpy.pl.state_heatmap`.
 
     Null hypothesis: given the covariates the mean over patients is the same in both groups. log_fc is on
-    the scale of the values: natural log for in-silico tables, log2 for counts.
+    the scale of the values: natural log for in-silico tables, log2 for counts. ``notes["meaning"]`` says when the
+    values are predictions, by what their table says of itself: then shares of types that differ between groups also
+    move genes within types, as cells are miscalled and networks look at the neighbourhood.
+
+    Groups that were made of these features (:func:`ghistpy.tl.cluster_patients`, :func:`ghistpy.tl.stratify_risk`)
+    differ in them by construction: of pure noise a fifth of the p-values is below 0.05. This is detected, warned
+    of, and ``notes["descriptive"]`` is true.
+
+    Calibrated in tests at 1, 5 and 10 %: unpaired, paired, with a covariate, and weighted with 8 patients and more
+    for any share of the variance between patients.
 
     References
     ----------
@@ -124,6 +147,15 @@ def differential_state(
     >>> gp.get.differential_state(adata).sort_values("pval")["gene"].iloc[0]
     'G7'
     """
+    from ghistpy.cohort_stats.options import one_of, whole_number
+
+    one_of("method", method, ("moderated_t", "deseq2"))
+    whole_number("min_cells", min_cells, 1)
+    whole_number("min_patients", min_patients, 1)
+    if method == "deseq2" and (weighted or pair_key):
+        raise ValueError("method='deseq2' takes neither weighted= nor pair_key=; use method='moderated_t'")
+    covariates = [covariates] if isinstance(covariates, str) else list(covariates)
+    once = [groupby, *([pair_key] if pair_key else [])]  # what has one value in each patient
     states = _resolve(
         cohort_or_adata,
         cell_type_key=cell_type_key,
@@ -133,9 +165,8 @@ def differential_state(
         layer=layer,
         min_cells=min_cells,
         clinical=clinical,
+        agree_on=once,
     )
-    if method not in ("moderated_t", "deseq2"):
-        raise ValueError(f"method={method!r}: expected 'moderated_t' or 'deseq2'")
     if method == "deseq2" and states.scale != _states.COUNTS:
         raise ValueError("method='deseq2' needs counts, and the table holds logarithms; use method='moderated_t'")
     if weighted and states.notes["source"] == "features":
@@ -146,19 +177,24 @@ def differential_state(
         "outcome": [groupby],
         "reference": groups[0],
         "method": method,
-        "covariates": [covariates] if isinstance(covariates, str) else list(covariates),
+        "covariates": covariates,
+        "weighted": weighted,
         "scale": states.scale,
-        "meaning": PREDICTED if states.scale == _states.LOG else "",
+        "in_silico": states.in_silico,
+        "meaning": PREDICTED if states.in_silico else "",
     }
+    if len(states.features):
+        consequence = "differences between them are there by construction, and p-values say nothing"
+        warn_of_circularity(cohort_or_adata, "groupby", groupby, states.features, notes, consequence)
     if method == "deseq2":
         from ghistpy.tl._deseq2 import wald_of_counts
 
-        frame = wald_of_counts(states, groupby, groups, notes["covariates"], min_patients, notes)
+        frame = wald_of_counts(states, groupby, groups, covariates, min_patients, notes)
     else:
-        frame = _moderated(states, groupby, groups, covariates, pair_key, weighted, min_patients, notes)
+        frame = _moderated(states, groupby, groups, pair_key, weighted, min_patients, notes)
     _adjust(frame)
     frames = {"results": frame, "states": _heatmap_values(states, frame)}
-    target = cohort_or_adata if hasattr(cohort_or_adata, "obs_names") else _new_table(states)
+    target = cohort_or_adata if hasattr(cohort_or_adata, "obs_names") else _states.as_table(states)
     store(target, key_added, frames, notes)
     return None if target is cohort_or_adata else target
 
@@ -173,43 +209,44 @@ def _resolve(
     layer: str | None,
     min_cells: int,
     clinical: pd.DataFrame | None,
+    agree_on: list[str],
 ) -> States:
     if not hasattr(data, "obs_names"):
-        slides = {"slide": data} if hasattr(data, "tables") else data
-        if clinical is None:
-            clinical = _clinical_of(data)
+        if clinical is None and not hasattr(data, "samples"):
+            raise ValueError("clinical=None: slides have no clinical columns; give one row per patient, or a gp.Cohort")
         return _states.from_slides(
-            slides, table_key=table_key, cell_type_key=cell_type_key, min_cells=min_cells, clinical=clinical
+            data,
+            table_key=table_key,
+            cell_type_key=cell_type_key,
+            min_cells=min_cells,
+            layer=layer,
+            clinical=clinical,
+            agree_on=agree_on,
         )
+    if clinical is not None:
+        raise ValueError("clinical: only for slides; a table has its clinical columns in obs")
     if {"gene", "cell_type"} <= set(data.var.columns):
         check_table(data)
         if kind is None and "kind" in data.var and (data.var["kind"].astype(str) == _states.FEATURE_KIND).any():
             kind = _states.FEATURE_KIND
-        return _states.from_features(data, kind=kind, layer=layer)
+        return _states.from_features(data, kind=kind, layer=layer, patient_key=patient_key, agree_on=agree_on)
     if patient_key is None:
         raise ValueError(
             "adata is neither a table of features (var['gene'] and var['cell_type']) nor, without patient_key=, "
             f"a table of cells; columns of var are {list(data.var.columns)}"
         )
     return _states.from_cells(
-        data, patient_key=patient_key, cell_type_key=cell_type_key, min_cells=min_cells, layer=layer
+        data,
+        patient_key=patient_key,
+        cell_type_key=cell_type_key,
+        min_cells=min_cells,
+        layer=layer,
+        agree_on=agree_on,
     )
-
-
-def _clinical_of(cohort: Any) -> pd.DataFrame | None:
-    """The manifest of a cohort, one row per patient."""
-    frame = getattr(cohort, "samples", None)
-    if not hasattr(frame, "columns"):
-        return None
-    frame = frame.reset_index()
-    key = "patient" if "patient" in frame else "sample"
-    return frame.groupby(key).first() if key in frame else None
 
 
 def _groups(states: States, groupby: str, reference: str | None) -> list[str]:
     """Names of the groups, the reference first; patients without group leave the states."""
-    import pandas as pd
-
     column = states.obs[groupby]
     known = column.notna().to_numpy()
     if not known.all():
@@ -220,10 +257,7 @@ def _groups(states: States, groupby: str, reference: str | None) -> list[str]:
         states.obs = states.obs.loc[known]
         states.by_type = {name: (v[known], g, c[known]) for name, (v, g, c) in states.by_type.items()}
         column = column[known]
-    ordered = column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else sorted(column.unique())
-    names = [str(level) for level in ordered if (column.astype(str) == str(level)).any()]
-    if len(names) < 2:
-        raise ValueError(f"groupby={groupby!r} has one group only: {names}")
+    names = group_names(column, "groupby")
     if reference is not None:
         if str(reference) not in names:
             raise ValueError(f"reference={reference!r} is not among the groups {names} of {groupby!r}")
@@ -231,11 +265,46 @@ def _groups(states: States, groupby: str, reference: str | None) -> list[str]:
     return names
 
 
+def _design(
+    states: States, groupby: str, groups: list[str], pair_key: str | None, notes: dict[str, Any]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Design matrix (n, 1 + groups - 1 + …), and who is left out of it (n,) for want of a covariate or pair."""
+    import pandas as pd
+
+    group = states.obs[groupby].astype(str).to_numpy()
+    indicator = np.stack([group == name for name in groups[1:]], axis=1).astype(np.float64)
+    other, _ = encode_covariates(states.obs, notes["covariates"])
+    left_out = np.isnan(other).any(1)
+    if pair_key and not left_out.all():
+        codes = pd.factorize(states.obs[pair_key])[0]  # -1 = no pair
+        left_out |= codes < 0
+        other = np.hstack([other, np.eye(max(codes.max(), 0) + 1)[codes][:, 1:]])
+    if left_out.all():
+        raise ValueError(f"none of the {len(group)} patients has a value in all of covariates= and pair_key=")
+    notes["n_without_covariates"] = int(left_out.sum())
+    if left_out.any():
+        names = listed(states.obs.index[left_out])
+        what = "a covariate or their pair" if pair_key else "a covariate"
+        note(notes, f"{int(left_out.sum())} patients lack {what} and are left out: {names}")
+    design = np.hstack([np.ones((len(group), 1)), indicator, np.nan_to_num(other)])
+    used = design[~left_out]
+    row_space = np.linalg.pinv(used) @ used
+    told_apart = np.isclose(np.diag(row_space)[1 : len(groups)], 1.0, atol=1e-8)
+    told_apart |= ~used[:, 1 : len(groups)].any(0) | used[:, 1 : len(groups)].any(1).all()  # an empty group: too few
+    if not told_apart.all():
+        one = groups[1:][int(np.argmin(told_apart))]
+        given = [*notes["covariates"], *([pair_key] if pair_key else [])]
+        raise ValueError(
+            f"groupby={groupby!r}: {given} determine who is in {one!r}, so that no difference between groups can be "
+            "told from theirs; leave them out"
+        )
+    return design, left_out
+
+
 def _moderated(
     states: States,
     groupby: str,
     groups: list[str],
-    covariates: Sequence[str],
     pair_key: str | None,
     weighted: bool,
     min_patients: int,
@@ -243,26 +312,15 @@ def _moderated(
 ) -> pd.DataFrame:
     import pandas as pd
 
-    from ghistpy.cohort_stats.moderated import moderated_t
+    from ghistpy.cohort_stats.moderated import moderated_t, patient_weights
 
     group = states.obs[groupby].astype(str).to_numpy()
-    indicator = np.stack([group == name for name in groups[1:]], axis=1).astype(np.float64)
-    other, _ = encode_covariates(states.obs, notes["covariates"])
-    if pair_key:
-        codes = pd.factorize(states.obs[pair_key].astype(str))[0]
-        other = np.hstack([other, np.eye(codes.max() + 1)[codes][:, 1:]])
-    complete = ~np.isnan(other).any(1)
-    if not complete.all():
-        note(
-            notes,
-            f"{int((~complete).sum())} patients lack a covariate and are left out: "
-            f"{listed(states.obs.index[~complete])}",
-        )
-    design = np.hstack([np.ones((len(group), 1)), indicator, other])
+    design, left_out = _design(states, groupby, groups, pair_key, notes)
     parts, too_few, priors = [], [], {}
     for name, (values, genes, cells) in states.by_type.items():
         y = _states.log_cpm(values) if states.scale == _states.COUNTS else values.copy()
-        y[~complete] = np.nan
+        y[left_out] = np.nan
+        weights = patient_weights(y, design, cells) if weighted else None
         for k, test in enumerate(groups[1:]):
             present = ~np.isnan(y).all(1)
             counts = [int((present & (group == g)).sum()) for g in (test, groups[0])]
@@ -271,7 +329,7 @@ def _moderated(
                 continue
             contrast = np.zeros(design.shape[1])
             contrast[1 + k] = 1
-            found = moderated_t(y, design, contrast, weights=np.maximum(cells, 1) if weighted else None)
+            found = moderated_t(y, design, contrast, weights=weights)
             priors[f"{name}: {test}"] = [found.prior.df, found.prior.variance]
             known = ~np.isnan(y)
             parts.append(
@@ -286,18 +344,22 @@ def _moderated(
                         "df": found.df,
                         "n_test": known[group == test].sum(0),
                         "n_reference": known[group == groups[0]].sum(0),
-                        "mean": [
-                            float(np.mean(c[k])) if k.any() else np.nan for c, k in zip(y.T, known.T, strict=True)
-                        ],
+                        "mean": _mean_of_known(y, known),
                     }
                 )
             )
-    notes |= {"types_not_tested": too_few, "prior_df_and_variance": priors}
+    untested = sum(int(part["pval"].isna().sum()) for part in parts)
+    notes |= {"types_not_tested": too_few, "prior_df_and_variance": priors, "n_tests_without_pval": untested}
     if too_few:
         note(notes, f"cell types with fewer than {min_patients} patients in a group are not tested: {listed(too_few)}")
     if not parts:
         raise ValueError(f"no cell type has {min_patients} patients in two groups: {listed(too_few)}")
     return pd.concat(parts, ignore_index=True)
+
+
+def _mean_of_known(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    total, count = np.where(known, values, 0.0).sum(0), known.sum(0)
+    return np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
 
 
 def _adjust(frame: pd.DataFrame) -> None:
@@ -325,20 +387,3 @@ def _heatmap_values(states: States, frame: pd.DataFrame) -> pd.DataFrame:
             pd.DataFrame({"patient": states.obs.index.astype(str), "gene": gene, "cell_type": cell_type, "z": z})
         )
     return pd.concat(parts, ignore_index=True)
-
-
-def _new_table(states: States) -> AnnData:
-    """Patients × genes of cell types, for results that came from slides."""
-    import anndata
-    import pandas as pd
-
-    X = np.hstack([values for values, _, _ in states.by_type.values()])
-    var = pd.DataFrame(
-        {
-            "kind": _states.FEATURE_KIND,
-            "gene": np.concatenate([genes for _, genes, _ in states.by_type.values()]),
-            "cell_type": np.repeat(list(states.by_type), [len(g) for _, g, _ in states.by_type.values()]),
-        }
-    )
-    var.index = var["cell_type"] + "--" + var["gene"]
-    return anndata.AnnData(X, obs=states.obs.copy(), var=var)

@@ -315,6 +315,7 @@ def _table(
         "samples_without_tissue_image": blank,
         "combine": combine,
         "missing": missing,
+        "in_silico": any(r["in_silico"] for r in results.values()),
     }
     _warn(notes, kinds, any(r["in_silico"] for r in results.values()))
     adata = AnnData(X, obs=obs, var=var)

@@ -7,8 +7,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ghistpy import _keys
+from ghistpy.tl._cohort_design import hash_of_patients, warn_of_repeats
+from ghistpy.tl._origin import (
+    CROSS_VALIDATED,
+    DESCRIPTIVE,
+    HIGH,
+    LOW,
+    group_names,
+    origin_of,
+    record_origin,
+    trace_groups,
+)
 from ghistpy.tl._patients import check_table, listed, need_columns, note, read_notes, store
-from ghistpy.tl._risk import CROSS_VALIDATED, DESCRIPTIVE, origin_of, record_origin
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,8 +26,6 @@ if TYPE_CHECKING:
 
     from ghistpy.cohort_stats.endpoint import Endpoint
     from ghistpy.cohort_stats.survival_model import SurvivalModel
-
-HIGH, LOW = "high risk", "low risk"
 
 
 def stratify_risk(
@@ -47,7 +55,7 @@ def stratify_risk(
     Raises
     ------
     ValueError
-        There is no such column, another method, or all risks are equal.
+        There is no such column of numbers, another method, or all risks are equal.
 
     Notes
     -----
@@ -68,12 +76,14 @@ def stratify_risk(
 
     import pandas as pd
 
+    from ghistpy.cohort_stats.options import one_of
     from ghistpy.cohort_stats.survival_cv import split_risk
 
     check_table(adata)
     need_columns(adata.obs, {"risk_key": risk_key})
-    if method not in ("median", "quartiles"):
-        raise ValueError(f"method={method!r}: expected 'median' or 'quartiles'")
+    one_of("method", method, ("median", "quartiles"))
+    if not pd.api.types.is_numeric_dtype(adata.obs[risk_key]):
+        raise ValueError(f"risk_key={risk_key!r} holds {adata.obs[risk_key].dtype}, expected numbers")
     risk = adata.obs[risk_key].to_numpy(dtype=np.float64, na_value=np.nan)
     if not np.isfinite(risk).any() or np.nanmax(risk) == np.nanmin(risk):
         raise ValueError(f"risk_key={risk_key!r}: no two patients have different risks, so there are no groups")
@@ -124,7 +134,8 @@ def kaplan_meier(
     Raises
     ------
     ValueError
-        As :func:`ghistpy.tl.survival_cv`, or there is only one group.
+        As :func:`ghistpy.tl.survival_cv`, there is only one group, or ``groupby`` is a number or a name rather
+        than a group.
 
     Notes
     -----
@@ -133,9 +144,11 @@ def kaplan_meier(
     with two groups the hazard ratio of the first (high risk) against the second, Firth's estimate.
 
     The null hypothesis of the test: all groups have one hazard, and groups were made without looking at
-    the follow-up. Groups from cross-validated risk, or from a model fitted on the same patients, were not:
-    their χ² and p are marked ``descriptive``, and the permutation p of
-    :func:`ghistpy.tl.survival_cv` stands beside them when there is one.
+    the follow-up. Groups from cross-validated risk, or from a model fitted on the same patients, were not,
+    under whatever name and cut-off they stand in ``obs``: their χ² and p are marked ``descriptive``. So are
+    groups named like those of :func:`stratify_risk` whose record is lost, as after ``anndata.concat``. The
+    permutation p of :func:`ghistpy.tl.survival_cv` stands beside them when there is one for these patients,
+    this outcome and these groups (median or quartiles of their own risks).
 
     References
     ----------
@@ -163,6 +176,7 @@ def kaplan_meier(
     need_columns(adata.obs, {"groupby": groupby, "patient_key": patient_key})
     table = _one_row_each(adata.obs, patient_key, [key for key in (time_key, event_key, groupby) if key])
     notes: dict[str, Any] = {"outcome": [time_key, event_key], "groupby": groupby or "", "n_vars": adata.n_vars}
+    warn_of_repeats(adata.obs, patient_key, notes)
     with_group = np.ones(len(table), dtype=bool) if groupby is None else table[groupby].notna().to_numpy()
     notes["n_without_group"] = int((~with_group).sum())
     obs = table.loc[with_group]
@@ -177,13 +191,7 @@ def kaplan_meier(
     order = ["all"]
     if groupby is not None:
         column = obs[groupby].iloc[endpoint.rows]
-        group = column.astype(str).to_numpy(dtype=object)
-        levels = column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else sorted(column.unique())
-        order = [str(level) for level in levels if (group == str(level)).any()]
-        if len(order) < 2:
-            raise ValueError(
-                f"groupby={groupby!r} has one group only, {order}, among the {len(group)} patients with follow-up"
-            )
+        group, order = column.astype(str).to_numpy(dtype=object), group_names(column, "groupby")
     notes |= {
         "n": len(endpoint.rows),
         "n_events": endpoint.n_events,
@@ -192,7 +200,9 @@ def kaplan_meier(
     }
     frames = _group_frames(endpoint, group, order)
     if groupby is not None:
-        frames["test"] = pd.DataFrame([_test(adata, endpoint, group, order, groupby, notes)])
+        row = _test(adata, endpoint, group, order, groupby, notes)
+        row["pval_permutation"] = _permutation_p(adata, table, obs.iloc[endpoint.rows], groupby, endpoint, notes)
+        frames["test"] = pd.DataFrame([row])
     store(adata, key_added, frames, notes)
 
 
@@ -241,9 +251,7 @@ def _test(
     from ghistpy.cohort_stats import kaplan_meier as km
 
     test = km.logrank(endpoint.time, endpoint.event, group)
-    origin = origin_of(adata, groupby)
-    reason = DESCRIPTIVE.get(origin.get("origin", ""), "")
-    same = origin.get("outcome") == notes["outcome"]
+    reason = DESCRIPTIVE.get(trace_groups(adata, groupby).get("origin", ""), "")
     row: dict[str, Any] = {
         "chi2": test.chi2,
         "df": test.df,
@@ -252,19 +260,47 @@ def _test(
         "hazard_ratio": np.nan,
         "hr_ci_low": np.nan,
         "hr_ci_high": np.nan,
-        "pval_permutation": np.nan,
     }
     if len(order) == 2:
         ratio = km.hazard_ratio(endpoint.time, endpoint.event, group == order[0])
         row |= dict(zip(("hazard_ratio", "hr_ci_low", "hr_ci_high"), ratio, strict=True))
         notes["hazard_ratio_of"] = f"{order[0]} against {order[1]}"
+    notes["descriptive"] = bool(reason)
     if reason:
         notes["meaning_of_pval"] = reason
-    if origin.get("origin") == CROSS_VALIDATED and same:
-        table = adata.uns[_keys.UNS].get(origin.get("result", ""), {}).get("permutation")
-        if table is not None:
-            name = f"logrank_{origin['method']}"
-            row["pval_permutation"] = float(table.loc[table["statistic"] == name, "pval"].iloc[0])
-            n = read_notes(adata, origin["result"]).get("n_analysed")
-            notes["pval_permutation"] = f"one-sided, whole procedure on permuted outcomes of {n} patients"
     return row
+
+
+def _permutation_p(
+    adata: AnnData, table: pd.DataFrame, compared: pd.DataFrame, groupby: str, endpoint: Endpoint, notes: dict[str, Any]
+) -> float:
+    """The p of the permutations, where it is of these patients, this outcome and these groups; NaN otherwise."""
+    from ghistpy.cohort_stats.survival_cv import split_risk
+
+    origin = trace_groups(adata, groupby)
+    stored = adata.uns.get(_keys.UNS, {}).get(origin.get("result", ""), {})
+    risk_key = origin.get("risk_key", origin.get("column", ""))
+    if origin.get("origin") != CROSS_VALIDATED or "permutation" not in stored or risk_key not in table:
+        return np.nan
+    done = read_notes(adata, origin["result"])
+    risk = table[risk_key].to_numpy(dtype=np.float64, na_value=np.nan)
+    same = (
+        done.get("outcome") == notes["outcome"]
+        and done.get("analysed") == hash_of_patients(table.index[np.isfinite(risk)])
+        and done.get("time_unit") == notes["time_unit"]
+    )
+    high = (compared[groupby].astype(str) == HIGH).to_numpy()
+    for method in ("median", "quartiles"):
+        group = split_risk(risk, method)
+        members = table.index[group >= 0]
+        if same and members.equals(compared.index) and np.array_equal(high, group[group >= 0] == 1):
+            pvalues = stored["permutation"].set_index("statistic")["pval"]
+            notes["pval_permutation"] = (
+                f"one-sided, whole procedure on permuted outcomes of {done['n_analysed']} patients; "
+                f"{done.get('permutation_null', '')}"
+            )
+            return float(pvalues[f"logrank_{method}"])
+    notes["no_pval_permutation"] = (
+        f"the permutations of {origin['result']!r} are of other patients, another outcome or other cut-offs"
+    )
+    return np.nan

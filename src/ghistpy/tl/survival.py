@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from ghistpy import _keys
+from ghistpy.tl._cohort_design import (
+    BECOMES,
+    count_missing,
+    hash_of_patients,
+    image_matrix,
+    note_folds,
+    null_of_permutations,
+    split_image_keys,
+    warn_of_repeats,
+)
+from ghistpy.tl._origin import CROSS_VALIDATED, record_origin
 from ghistpy.tl._patients import (
     Patients,
     check_table,
-    columns_of_kind,
     encode_covariates,
     listed,
-    matrix,
     note,
     read_groups,
     resolve_patients,
@@ -85,10 +94,11 @@ def survival_cv(
         training and test and no event counts twice. None = every row is a patient.
     group_key
         Column whose groups, such as hospitals, share a fold: otherwise the stain of the hospital is learnt.
+        Permutations stay within groups. Few groups can be divided in few ways: how many is in the notes.
     covariates
         Clinical columns: the baseline ``"clinical"``, and ``"clinical+model"`` beside it. Numbers as they
-        are, categories as indicators, always with a ridge. A level that only occurs in test folds has no
-        effect: a site as covariate says nothing when folds are by site.
+        are, categories as indicators, always with a ridge; what is missing is counted. A level that only
+        occurs in test folds has no effect: a site as covariate says nothing when folds are by site.
     image_keys
         What the image gives without expression, such as density, morphology, stain: columns of ``obs`` or
         kinds of features (which are then no candidates): the baseline ``"image"``.
@@ -113,7 +123,8 @@ def survival_cv(
     n_bootstraps
         Bootstrap samples of patients for the 95 % intervals.
     n_permutations
-        Repeat the whole procedure under permuted outcomes so many times. 0 = no p-value.
+        Repeat the whole procedure under permuted outcomes so many times. 0 = no p-value. The null hypothesis is
+        that features and outcome are independent; with ``group_key`` that they are within each group.
     permutation_repeats
         Repeats in each permutation and in the statistic compared with them; None = at most 10.
     n_jobs
@@ -128,8 +139,9 @@ def survival_cv(
     Raises
     ------
     ValueError
-        Ambiguous coding of events, negative times, mixed units, no events, fewer than one event in a test
-        fold, unknown columns, patients that are in the table twice, no feature that varies.
+        Unknown options, ambiguous coding of events, negative times, mixed units, no events or only events, fewer
+        than one event in a test fold, unknown columns, patients that are in the table twice, no feature that
+        varies.
 
     Notes
     -----
@@ -143,8 +155,11 @@ def survival_cv(
                                             ``differences``; ``folds``; notes. See :func:`ghistpy.get.survival`
     ================= ============== ====== ============================================================
 
-    C-indices (Harrell, ties ½; Uno) are of test folds, never across folds. Their intervals come from a
-    bootstrap of patients with the models as fitted; the spread over repeats is not a confidence interval.
+    C-indices (Harrell, ties ½; Uno) are of test folds, never across folds. Intervals are of the C-index (or
+    difference) that the procedure has on average in cohorts of this size: Nadeau and Bengio's variance, or that
+    of a bootstrap of patients where it is larger. In simulated populations they covered it in 91 to 98 % of
+    cohorts, differences in 93 to 99 % (the bootstrap alone, which holds the fitted models fixed, in 73 to 96 %). The
+    spread over repeats is not a confidence interval.
 
     **A log-rank between groups of cross-validated risk is not a test**: without any association it rejects
     in 12 to 15 % of cohorts at 5 %. The p-values here repeat everything on permuted outcomes, one-sided.
@@ -155,6 +170,7 @@ def survival_cv(
     ----------
     Harrell et al., Stat Med 15:361 (1996), doi 10.1002/(SICI)1097-0258(19960229)15:4<361::AID-SIM168>3.0.CO;2-4;
     Uno et al., Stat Med 30:1105 (2011), doi 10.1002/sim.4154;
+    Nadeau & Bengio, Mach Learn 52:239 (2003), doi 10.1023/A:1024068626366;
     Simon et al., Brief Bioinform 12:203 (2011), doi 10.1093/bib/bbr001.
 
     Examples
@@ -180,10 +196,21 @@ def survival_cv(
     """
     from ghistpy.cohort_stats.concordance import default_tau
     from ghistpy.cohort_stats.endpoint import read_endpoint
+    from ghistpy.cohort_stats.options import check_resampling, not_negative
     from ghistpy.cohort_stats.survival_cv import Procedure, cross_validate
 
+    covariates = [covariates] if isinstance(covariates, str) else list(covariates)
     check_table(adata)
-    kinds_of_image, columns_of_image = _split_image_keys(adata, image_keys)
+    how = Procedure(n_features, screen, penalty, ridge, ("model",), n_splits, n_repeats, seed, risk_scale)
+    check_resampling(
+        n_bootstraps=n_bootstraps,
+        n_permutations=n_permutations,
+        permutation_repeats=permutation_repeats,
+        n_jobs=n_jobs,
+    )
+    if tau is not None:
+        not_negative("tau", tau, zero=False)
+    kinds_of_image, columns_of_image = split_image_keys(adata, image_keys)
     patients = resolve_patients(
         adata,
         kind=kind,
@@ -193,59 +220,38 @@ def survival_cv(
         without=kinds_of_image,
     )
     notes = patients.notes | {"outcome": [time_key, event_key]}
+    warn_of_repeats(adata.obs, patient_key, notes)
     warn_of_optimism(adata, [time_key, event_key], notes)
     endpoint = read_endpoint(
         patients.obs, time_key=time_key, event_key=event_key, event_value=event_value, time_unit=time_unit
     )
     groups = read_groups(patients.obs.iloc[endpoint.rows], group_key, notes)
     clinical, clinical_names = encode_covariates(patients.obs, covariates)
-    image = _image_matrix(adata, patients, kinds_of_image, columns_of_image, layer)
+    image = image_matrix(adata, patients, kinds_of_image, columns_of_image, layer)
+    analysed = patients.obs.iloc[endpoint.rows]
+    count_missing(analysed, covariates, "covariates", BECOMES, notes)
+    count_missing(analysed, columns_of_image, "image_keys", BECOMES, notes)
     models = _models(baselines, clinical.shape[1], image.shape[1], notes)
     design = _design(patients, endpoint, clinical, image, groups)
-    how = Procedure(n_features, screen, penalty, ridge, models, n_splits, n_repeats, seed, risk_scale)
+    how = replace(how, models=models)
     tau = default_tau(design.time, design.event) if tau is None else float(tau)
     _describe(notes, patients, endpoint, design, how, tau, group_key, clinical_names)
     found = cross_validate(design, how, tau=tau, n_jobs=n_jobs, progress=progress)
     in_test = [int(design.event[fold == k].sum()) for fold in found.folds for k in range(n_splits)]
     notes["events_in_test_folds"] = [min(in_test), max(in_test)]
+    note_folds(found.folds, groups, notes)
     _flag_fits(found, notes)
     frames = survival_frames(found, design, patients.features, n_bootstraps, seed)
     if n_permutations:
         from ghistpy.cohort_stats.permutation import permute
 
         repeats = min(n_repeats, 10) if permutation_repeats is None else permutation_repeats
+        null_of_permutations(groups, notes)
         tested = permute(
-            design,
-            Procedure(n_features, screen, penalty, ridge, ("model",), n_splits, repeats, seed, risk_scale),
-            n_permutations=n_permutations,
-            n_jobs=n_jobs,
-            progress=progress,
+            design, replace(how, n_repeats=repeats), n_permutations=n_permutations, n_jobs=n_jobs, progress=progress
         )
         frames["permutation"] = permutation_frame(tested)
     _write(adata, patients, endpoint, found, frames, notes, how, key_added, risk_key)
-
-
-def _split_image_keys(adata: AnnData, keys: Sequence[str]) -> tuple[list[str], list[str]]:
-    keys = [keys] if isinstance(keys, str) else list(keys)
-    kinds = set(adata.var["kind"].astype(str)) if "kind" in adata.var else set()
-    unknown = [key for key in keys if key not in kinds and key not in adata.obs.columns]
-    if unknown:
-        raise ValueError(
-            f"image_keys: {unknown} are neither columns of obs ({list(adata.obs.columns)}) nor kinds of features "
-            f"({sorted(kinds)})"
-        )
-    return [key for key in keys if key in kinds], [key for key in keys if key not in kinds]
-
-
-def _image_matrix(
-    adata: AnnData, patients: Patients, kinds: list[str], columns: list[str], layer: str | None
-) -> np.ndarray:
-    parts = [encode_covariates(patients.obs, columns, "image_keys")[0]]
-    if kinds:
-        rows = matrix(adata, columns_of_kind(adata, kinds), layer)
-        count = np.bincount(patients.row_of)
-        parts.append(np.stack([np.bincount(patients.row_of, column) / count for column in rows.T], axis=1))
-    return np.hstack(parts)
 
 
 def _models(baselines: Sequence[str], n_clinical: int, n_image: int, notes: dict[str, Any]) -> tuple[str, ...]:
@@ -287,11 +293,12 @@ def _describe(
 ) -> None:
     """Counts that every reader of a survival analysis asks for first."""
     n, events, p = len(design.time), endpoint.n_events, design.X.shape[1]
-    if how.n_features < 1 or how.n_features > p:
+    if how.n_features > p:
         raise ValueError(f"n_features={how.n_features}: expected between 1 and the {p} features that vary")
     in_training = events * (how.n_splits - 1) / how.n_splits
     notes |= {
         "n_analysed": n,
+        "analysed": hash_of_patients(patients.names[endpoint.rows]),
         "n_events": events,
         "event_fraction": events / n,
         "excluded": {reason: len(names) for reason, names in endpoint.excluded.items()},
@@ -343,7 +350,6 @@ def _write(
     risk_key: str,
 ) -> None:
     from ghistpy.cohort_stats.survival_cv import combine_risk
-    from ghistpy.tl._risk import CROSS_VALIDATED, record_origin
 
     risk = combine_risk(found.score[0], found.folds, scale=how.risk_scale)
     adata.obs[risk_key] = patients.to_rows(risk, endpoint.rows)

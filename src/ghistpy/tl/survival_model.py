@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
+from ghistpy.tl._cohort_design import count_missing, warn_of_repeats
 from ghistpy.tl._patients import (
     listed,
     need_columns,
@@ -99,11 +100,19 @@ def survival_fit(
     True
     """
     from ghistpy.cohort_stats.cox import RiskSets
-    from ghistpy.cohort_stats.coxfit import fit_cox
+    from ghistpy.cohort_stats.coxfit import Penalty, fit_cox
     from ghistpy.cohort_stats.endpoint import read_endpoint
+    from ghistpy.cohort_stats.options import not_negative, one_of, whole_number
+    from ghistpy.cohort_stats.survival_cv import SCREENS
 
+    one_of("screen", screen, SCREENS)
+    one_of("penalty", penalty, get_args(Penalty))
+    not_negative("ridge", ridge)
+    whole_number("n_features", n_features, 0)
+    keys = (covariates,) if isinstance(covariates, str) else tuple(covariates)
     patients = resolve_patients(adata, kind=kind, layer=layer, patient_key=patient_key, agree_on=(time_key, event_key))
     notes = patients.notes | {"outcome": [time_key, event_key]}
+    warn_of_repeats(adata.obs, patient_key, notes)
     warn_of_optimism(adata, [time_key, event_key], notes)
     endpoint = read_endpoint(
         patients.obs, time_key=time_key, event_key=event_key, event_value=event_value, time_unit=time_unit
@@ -113,16 +122,32 @@ def survival_fit(
     risk = RiskSets.of(endpoint.time, endpoint.event)
     names = _choose(patients.features, features, X, risk, n_features, screen, notes)
     at = [patients.features.tolist().index(name) for name in names]
-    keys = (covariates,) if isinstance(covariates, str) else tuple(covariates)
-    levels = _levels(patients.obs.iloc[endpoint.rows], keys)
-    values = np.hstack([X[:, at], clinical_columns(patients.obs.iloc[endpoint.rows], keys, levels, notes)])
+    analysed = patients.obs.iloc[endpoint.rows]
+    levels = _levels(analysed, keys)
+    values = np.hstack([X[:, at], clinical_columns(analysed, keys, levels, notes)])
     if not values.shape[1]:
         raise ValueError("the model has neither features nor covariates")
+    _note_missing(analysed, keys, X[:, at], names, notes)
     centre, scale = np.nanmean(values, axis=0), np.nanstd(values, axis=0)
     values = np.where(np.isnan(values), centre, values)
     fit = fit_cox(values, risk, penalty=penalty, ridge=ridge)
     _note_fit(fit, endpoint, values.shape[1], notes)
-    return _lock(fit, values, centre, scale, endpoint, names, keys, levels, patients.names, notes)
+    # rows and patients: whoever comes back under either name is recognised
+    in_training = np.isin(patients.row_of, endpoint.rows)
+    known = {*patients.names[endpoint.rows].tolist(), *adata.obs_names.astype(str)[in_training]}
+    return _lock(fit, values, centre, scale, endpoint, names, keys, levels, known, notes)
+
+
+def _note_missing(
+    obs: pd.DataFrame, keys: Sequence[str], X: np.ndarray, names: tuple[str, ...], notes: dict[str, Any]
+) -> None:
+    """Count the values of the model's variables that the means of the patients stand in for."""
+    count_missing(obs, keys, "covariates", "becomes the mean of these patients", notes)
+    missing = {name: int(n) for name, n in zip(names, np.isnan(X).sum(0), strict=True) if n}
+    notes["n_missing_values"] = sum(missing.values())
+    if missing:
+        counts = ", ".join(f"{name!r} for {n}" for name, n in missing.items())
+        note(notes, f"features: {counts} of {len(X)} patients is missing, and becomes the mean of these patients")
 
 
 def note_endpoint(endpoint: Endpoint, notes: dict[str, Any]) -> None:
@@ -156,7 +181,7 @@ def _choose(
         if absent:
             raise ValueError(f"features: {listed(absent)} are not in the table, or do not vary between patients")
         return tuple(str(name) for name in features)
-    if not 0 <= n_features <= len(there):
+    if n_features > len(there):
         raise ValueError(f"n_features={n_features}: expected between 0 and the {len(there)} features that vary")
     if n_features == 0:
         return ()
@@ -225,7 +250,7 @@ def _lock(
     names: tuple[str, ...],
     covariates: tuple[str, ...],
     levels: dict[str, list[str]],
-    patients: np.ndarray,
+    patients: set[str],
     notes: dict[str, Any],
 ) -> SurvivalModel:
     from ghistpy.cohort_stats.coxfit import proportional_hazards
@@ -252,7 +277,7 @@ def _lock(
         baseline_hazard=hazard,
         cutoffs=tuple(float(q) for q in np.quantile(risk, [0.25, 0.5, 0.75])),
         time_unit=endpoint.unit,
-        patients=frozenset(hash_of(name) for name in patients[endpoint.rows]),
+        patients=frozenset(hash_of(name) for name in patients),
         summary=notes,
     )
 
