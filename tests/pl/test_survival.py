@@ -25,7 +25,7 @@ def _patients(n=80):
     )
     X[:, :4] += 1.5 * (obs["arm"] == "b").to_numpy()[:, None]
     obs["age"] = rng.normal(size=n)
-    return anndata.AnnData(X, obs=obs, var=var)
+    return anndata.AnnData(X, obs=obs, var=var, uns={"ghistpy": {"units": "log1p(expected count)"}})
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_c_index_boxes_and_intervals(analysed):
     table = gp.get.survival(analysed, part="permutation").set_index("statistic")
     assert f"permutation p of the model = {table.loc['c_index', 'pval']:.3f}" in ax.get_title(loc="left")
     legend = [t.get_text().replace("\n", " ") for t in ax.get_legend().get_texts()]
-    assert legend == ["repeats of the split", "mean, 95 % of a bootstrap of patients", "chance"]
+    assert legend == ["repeats of the split", "mean, 95 % interval over cohorts", "chance"]
 
 
 def test_risk_features_are_the_frequencies(analysed):
@@ -122,7 +122,7 @@ def test_outcome_accuracy(analysed):
     assert f"permutation p of the model = {row['pval']:.3f}" in ax.get_title(loc="left")
     gp.tl.cluster_patients(analysed)
     gp.tl.predict_outcome(analysed, outcome="patient_cluster", n_repeats=1, progress=False)
-    assert "circular" in gp.pl.outcome_accuracy(analysed).get_title(loc="left")
+    assert "descriptive: the groups were made of these" in gp.pl.outcome_accuracy(analysed).get_title(loc="left")
 
 
 def test_outcome_accuracy_with_long_names(analysed):
@@ -199,6 +199,16 @@ def test_volcano_of_any_frame_reads_log_p(column, value):
 def test_names_in_a_volcano_cover_nothing(analysed, clear_names):
     ax = gp.pl.volcano(analysed, max_pval_adj=1.0)
     assert clear_names(ax) > 20  # gene and type of more than ten
+
+
+def test_groups_made_of_the_features_are_marked(analysed):
+    """p-values of a clustering of the same rows test nothing: volcano and heat map say so."""
+    gp.tl.cluster_patients(analysed)
+    gp.tl.differential_state(analysed, groupby="patient_cluster", key_added="clusters")
+    assert "p-values are descriptive" in gp.pl.volcano(analysed, key="clusters").get_title(loc="left")
+    ax = gp.pl.state_heatmap(analysed, groupby="patient_cluster", key="clusters")
+    assert [t.get_gid() for t in ax.texts].count("descriptive") == 1
+    assert "descriptive" not in gp.pl.volcano(analysed).get_title(loc="left")
 
 
 def test_volcano_says_what_it_shows(analysed):

@@ -33,6 +33,7 @@ EXPRESSION_CMAP = "viridis"
 INK = "#222222"
 MUTED = "#8A8A8A"
 MISSING = "#DDDDDD"
+DESCRIPTIVE = "p-values are descriptive: the groups were made of these features"
 _LEGEND_ROWS = 16
 _SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.patches import Patch
 
 from ghistpy import _keys
-from ghistpy.pl._style import INK, MISSING, colours_of, get_axes, groups, outside_legend
+from ghistpy.pl._style import DESCRIPTIVE, INK, MISSING, colours_of, get_axes, groups, outside_legend
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -98,6 +98,11 @@ def state_heatmap(
         strip.bar(at, 1, width=1, color=colours[name], label=name)
     strip.set_xlim(-0.5, values.shape[1] - 0.5)
     strip.axis("off")
+    if results.attrs.get("notes", {}).get("descriptive"):
+        ax.annotate(
+            DESCRIPTIVE, (0, 1), (0, 22), xycoords="axes fraction", textcoords="offset points", fontsize=8, color=INK,
+            gid="descriptive", annotation_clip=False,
+        )  # fmt: skip
     bar = ax.figure.colorbar(image, cax=ax.inset_axes([1.02, 0, 0.03, min(0.45, 12 / (5 + len(kept)))]))
     bar.set_label("z", fontsize=8)
     bar.ax.tick_params(labelsize=7)

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from ghistpy import _keys
-from ghistpy.pl._style import INK, METHOD_COLOURS, MUTED, darker, despine, get_axes, outside_legend, p_text
+from ghistpy.pl._style import DESCRIPTIVE, INK, METHOD_COLOURS, MUTED, darker, despine, get_axes, outside_legend, p_text
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -32,8 +32,8 @@ def c_index(adata: AnnData, *, key: str = _keys.SURVIVAL, ax: Axes | None = None
     """Draw the cross-validated C-index of the model beside its baselines.
 
     Boxes are the repeats (mean over folds); they show how much the split matters and are no confidence
-    interval. Points with lines are the mean and the 95 % interval of a bootstrap of patients. The p-value is
-    that of permuted outcomes, where there is one.
+    interval. Points with lines are the mean and its 95 % interval over other cohorts of this kind (see
+    :func:`ghistpy.tl.survival_cv`). The p-value is that of permuted outcomes, where there is one.
 
     Parameters
     ----------
@@ -85,8 +85,8 @@ def _permutation_p(adata: AnnData, key: str) -> float:
 def outcome_accuracy(adata: AnnData, *, key: str = _keys.OUTCOME, ax: Axes | None = None) -> Axes:
     """Draw the cross-validated balanced accuracy of the model beside its baselines.
 
-    Boxes are repeats, points with lines the mean and the 95 % interval of a bootstrap of patients; the dashed
-    line is chance.
+    Boxes are repeats, points with lines the mean and its 95 % interval over other cohorts of this kind (see
+    :func:`ghistpy.tl.predict_outcome`); the dashed line is chance.
 
     Parameters
     ----------
@@ -123,8 +123,7 @@ def outcome_accuracy(adata: AnnData, *, key: str = _keys.OUTCOME, ax: Axes | Non
     title = "\n".join(wrap(", ".join(f"{name}: {n}" for name, n in classes.items()), 62))
     p = summary["pval"].iloc[0]
     title += f"\npermutation p of the model {p_text(p)}" if np.isfinite(p) else ""
-    if any("circular" in text for text in summary.attrs["notes"].get("warnings", [])):
-        title += "\ncircular: the outcome was made of these features"
+    title += f"\n{DESCRIPTIVE}" if summary.attrs["notes"].get("descriptive") else ""
     ax.set_title(title, fontsize=8, color=INK, loc="left")
     return ax
 
@@ -150,7 +149,7 @@ def _model_boxes(ax: Axes, values: dict[str, np.ndarray], summary: pd.DataFrame,
     despine(ax)
     handles = [
         Patch(fc=MUTED, ec=MUTED, alpha=0.35, label="repeats of the split"),
-        Line2D([], [], color=INK, lw=1.2, marker="o", ms=4, label="mean, 95 % of a bootstrap\nof patients"),
+        Line2D([], [], color=INK, lw=1.2, marker="o", ms=4, label="mean, 95 % interval\nover cohorts"),
         Line2D([], [], color=MUTED, lw=0.8, ls=(0, (3, 2)), label="chance"),
     ]
     outside_legend(ax, handles)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from ghistpy import _keys
 from ghistpy.pl._labels import place_labels
-from ghistpy.pl._style import INK, MUTED, despine, get_axes
+from ghistpy.pl._style import DESCRIPTIVE, INK, MUTED, despine, get_axes
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -98,6 +98,7 @@ def volcano(
         f"(adjusted p ≤ {max_pval_adj:g})"
     )
     title += "\nvalues are predictions, not measurements" if notes.get("meaning") else ""
+    title += f"\n{DESCRIPTIVE}" if notes.get("descriptive") else ""
     title += f"\n{int(clipped.sum())} ▲: p < 10⁻³⁰⁰" if clipped.any() else ""
     ax.set_title(title, fontsize=8, color=INK, loc="left")
     despine(ax)
