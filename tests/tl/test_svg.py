@@ -173,12 +173,13 @@ def test_within_type_explains_what_types_and_depth_do():
     quiet(table, layer="null", n_perms=99)
     assert (table.var["svg_pval"] <= 0.05).mean() > 0.6
     quiet(table, layer="null", n_perms=99, null="within_type", key_added="within")
-    assert (table.var["within_pval"] <= 0.05).mean() < 0.2
+    most = 0.05 + 4 * np.sqrt(0.05 * 0.95 / 40)  # 40 genes; test_svg_calibration.py has more
+    assert (table.var["within_pval"] <= 0.05).mean() <= most
     notes = table.uns["within"]
     assert (notes["types"], notes["n_types"], notes["n_without_type"]) == ("obs['cell_type']", 6, 0)
     assert "given the cell types" in notes["claim"].lower()
     quiet(table, layer="null", method="sparkx", null="within_type", key_added="spark")
-    assert (table.var["spark_pval"] <= 0.05).mean() < 0.25
+    assert (table.var["spark_pval"] <= 0.05).mean() <= most
 
 
 def test_one_type_and_missing_types(slide):
@@ -188,21 +189,6 @@ def test_one_type_and_missing_types(slide):
     notes = slide.uns["svg"]
     assert (notes["n_types"], notes["n_without_type"]) == (1, 1)
     assert slide.var["svg_pval"].iloc[:2].max() == 0.05
-
-
-def test_log_depth_takes_away_what_depth_does():
-    rng = np.random.default_rng(2)
-    xy = rng.uniform(0, 500, (1500, 2))
-    depth = np.exp(0.5 * np.sin(xy[:, 0] / 80))
-    adata = AnnData(np.log1p(rng.poisson(0.5 * depth[:, None], (1500, 60)).astype(np.float32)))
-    adata.obs["total"] = rng.poisson(300 * depth)
-    adata.obsm["spatial"] = xy
-    for options in ({"method": "sparkx"}, {"n_perms": 49}):
-        quiet(adata, **options)
-        quiet(adata, **options, log_depth=True, key_added="adjusted")
-        assert (adata.var["svg_pval"] <= 0.05).mean() > 0.8
-        assert (adata.var["adjusted_pval"] <= 0.05).mean() < 0.2
-        assert adata.uns["adjusted"]["depth"] == "obs['total']"
 
 
 def test_sparkx_leaves_out_empty_cells_and_notes_logarithms(slide):

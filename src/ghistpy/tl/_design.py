@@ -107,6 +107,13 @@ def covariate_columns(table: Table, covariates: Sequence[str]) -> np.ndarray:
     return np.column_stack(columns)
 
 
+def depth_powers(depth: np.ndarray) -> np.ndarray:
+    """Standardised log depth, its square and cube, (n, 3): log1p of a count is curved in log depth."""
+    spread = depth.std()
+    l = (depth - depth.mean()) / (spread if spread > 0 else 1.0)
+    return np.column_stack([l, l**2, l**3])
+
+
 def within_type(
     types: np.ndarray, depth: np.ndarray, groups: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -121,9 +128,9 @@ def within_type(
         Residuals of shallow and of deep cells differ in spread, and depth is smooth; a permutation must keep
         both.
     """
-    spread = depth.std()
-    l = (depth - depth.mean()) / (spread if spread > 0 else 1.0)
-    design = np.column_stack([types, types * l[:, None], l**2, l**3])
+    powers = depth_powers(depth)
+    l = powers[:, 0]
+    design = np.column_stack([types, types * l[:, None], powers[:, 1:]])
     code = np.where(types.sum(axis=1) > 0, types.argmax(axis=1), types.shape[1])
     if groups is not None:
         code = code * (groups.max() + 1) + groups

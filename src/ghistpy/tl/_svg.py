@@ -227,7 +227,7 @@ def _conditioning(
             "n_strata": len(np.unique(strata)),
         }
     elif options.log_depth:
-        design.append(depth[:, None])
+        design.append(_design.depth_powers(depth))
     if options.covariates:
         design.append(_design.covariate_columns(table, options.covariates))
         notes["covariates"] = ", ".join(

@@ -127,8 +127,8 @@ def svg(
         Columns of ``obs`` that are regressed out (numbers, or categories as indicators). Moran and Geary then
         need permutations.
     log_depth
-        Regress out the log of the depth too: raw counts of large cells are high, and large cells lie together.
-        Counts then enter as log1p.
+        Regress out the log of the depth, its square and cube too: raw counts of large cells are high, and large
+        cells lie together. Counts then enter as log1p.
     depth_key
         Column of ``obs`` with the counts of a cell; None = ``obs["total"]``, else the sum over genes.
     layout_key
@@ -229,9 +229,9 @@ def _check(options: _svg.Options, adjust: str | None) -> str:
     ):
         if value not in known:
             raise ValueError(f"{name}={value!r} is unknown; there are {list(known)}")
-    _check_permutations(options)
     if options.of_layout and (options.covariates or options.log_depth):
         raise ValueError(f"null={options.null!r} takes no covariates; regress them out before, or leave them out")
+    _check_permutations(options)
     if not options.of_layout and options.layout_key is not None:
         raise ValueError(
             f"layout_key={options.layout_key!r} belongs to null='map_shift' and 'variogram', got null={options.null!r}"
