@@ -94,7 +94,8 @@ def check_regions(table: Table, options: Options) -> np.ndarray | None:
 
 def autocorrelation(table: Table, values: Any, columns: np.ndarray, found: Any, options: Options) -> Result:
     """Moran's I or Geary's C of some columns."""
-    from ghistpy.stats.spatial_autocorrelation import MIN_POSITIVE, autocorrelation_test, row_standardised
+    from ghistpy.stats import row_standardised
+    from ghistpy.stats.spatial_autocorrelation import MIN_POSITIVE, autocorrelation_test
 
     notes: dict[str, Any] = dict(found.notes)
     design, strata = _conditioning(table, values, options, notes)
@@ -116,12 +117,12 @@ def autocorrelation(table: Table, values: Any, columns: np.ndarray, found: Any, 
     )
     notes["n_constant_genes"] = int(tested.constant.sum())
     if not options.n_perms and not withheld and not options.of_layout:
-        few = ~tested.constant & (tested.n_positive < MIN_POSITIVE)
+        few = ~tested.constant & np.isnan(tested.pval)
         notes["n_genes_too_sparse"] = int(few.sum())
         if few.any():
             logger.warning(
-                "%d of %d genes of %s are positive in fewer than %d cells: their analytic p-values do not hold and are "
-                "NaN; give n_perms, such as n_perms=999",
+                "%d of %d genes of %s are positive in fewer than %d cells, or few outliers carry their variance: their "
+                "analytic p-values do not hold and are NaN; give n_perms, such as n_perms=999",
                 few.sum(), len(few), table.label, MIN_POSITIVE,
             )  # fmt: skip
     if options.alternative == "two-sided":
