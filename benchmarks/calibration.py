@@ -75,8 +75,9 @@ class Slide:
     def null_table(self, structure: str, n_genes: int) -> AnnData:
         """Genes by detection rate, ``n_genes`` each, that follow nothing but the structure."""
         rng, n = self.rng, self.n
-        random_depth = structure in ("nothing", "types, depth at random", "smooth map", "blur of 15 µm")
-        depth = np.exp(0.5 * (rng.normal(size=n) if random_depth else self.smooth))
+        # the same in all cells where nothing needs it: genes that share a depth are hardly several observations
+        logs = self.smooth if "type" in structure else np.zeros(n)
+        depth = np.exp(0.5 * (rng.normal(size=n) if structure == "types, depth at random" else logs))
         types = self.types
         if structure == "a fifth of the types wrong":
             types = np.where(rng.random(n) < 0.2, rng.integers(0, 4, n), types)
@@ -91,7 +92,8 @@ class Slide:
             parts.append(rng.poisson(rate / rate.mean(axis=0) * (10 if k is None else k / n)))
         values = np.hstack(parts).astype(float)
         if structure == "blur of 15 µm":
-            values = np.exp(-(cdist(self.xy, self.xy) ** 2) / (2 * 15**2)) @ values
+            spill = np.exp(-(cdist(self.xy, self.xy) ** 2) / (2 * 15**2))
+            values = spill / spill.sum(axis=1, keepdims=True) @ values
         return self.table(values, depth, types=types)
 
 

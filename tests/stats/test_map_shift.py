@@ -30,6 +30,18 @@ def test_level_with_smooth_maps_on_any_shape(shape, tissue, stationary, assert_l
     assert (autocorrelation_test(maps, knn_graph(xy, 6).weights).pval < 0.001).all()
 
 
+def test_exceeds_its_level_with_short_maps_on_a_square(stationary):
+    """Documented: a copy is a folded function, which follows a map of short range less than a straight one."""
+    rng = np.random.default_rng(8)
+    rates = []
+    for slide in range(6):
+        xy = rng.uniform(0, 600, (600, 2))
+        maps = stationary(rng, xy, 15, 40) + 0.3 * rng.normal(size=(600, 40))
+        pval = map_shift_test(maps, xy, coordinate_kernels(xy), n_shifts=99, seed=slide).pval
+        rates.append((pval <= 0.05).mean())
+    assert 0.05 < np.mean(rates) < 0.2
+
+
 @pytest.mark.parametrize("n_positive", [5, 20, 80, 400, 600])
 def test_level_by_detection_rate(n_positive, stationary, assert_level):
     """Positive cells lie where a smooth map is high."""

@@ -97,7 +97,8 @@ def svg(
             (``obsm["cell_type_proba"]``, else indicators of ``cell_type_key``), log depth, its square and cube
             and its products with the types are regressed out, and residuals are permuted within type and
             depth (SPARK-X: regressed out only). Counts enter as log1p. It claims nothing beyond the labels:
-            where a fifth of them are wrong, most genes are rejected. Withheld for in-silico tables.
+            where a fifth of them are wrong, most genes of high expression are rejected. So are genes that
+            make up much of the counts that the depth is known from. Withheld for in-silico tables.
         ``"variogram"``
             the map of the gene is a stationary map unrelated to the layout of the slide, as smooth as the
             gene is seen to be (:func:`ghistpy.stats.variogram_test`; analytic). The layout are SPARK-X's
