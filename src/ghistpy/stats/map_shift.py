@@ -97,8 +97,8 @@ def map_shift_test(
     as its copy: on fewer points, in pieces, any layout explains less.
 
     A slide of few correlation lengths has few really different shifts. In simulations with stationary maps the
-    test rejected 5 to 12 % instead of 5 % on a square (functions of the coordinates; 7 % with a smooth layout) and
-    0 to 3 % on tissues that are no rectangle (``benchmarks/calibration.py``; docs: spatially variable genes).
+    test rejected 4 to 9 % instead of 5 % on a square (functions of the coordinates; 5 to 7 % with a smooth layout)
+    and 0 to 5 % on tissues that are no rectangle (``benchmarks/calibration.py``; docs: spatially variable genes).
     :func:`ghistpy.stats.variogram_test` asks the same and finds more. Maps are assumed to be alike in all
     directions: a mirror image turns stripes.
 

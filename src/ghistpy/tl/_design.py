@@ -41,7 +41,7 @@ def type_columns(table: Table, cell_type_key: str) -> tuple[np.ndarray, str]:
         return proba, f"obsm[{_keys.CELL_TYPE_PROBA!r}]"
     codes, names = cell_types(table, cell_type_key)
     if not names:
-        raise ValueError(f"cell_type_key={cell_type_key!r} of {table.label}: no row has a type, all are missing")
+        raise ValueError(f"cell_type_key={cell_type_key!r} of {table.label}: no row has a type; name another column")
     return indicators(codes, len(names)), f"obs[{cell_type_key!r}]"
 
 
