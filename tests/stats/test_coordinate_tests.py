@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from ghistpy.stats.coordinate_tests import KERNELS, explained_share, orthonormal_blocks, sparkx
+from ghistpy.stats.coordinate_tests import KERNELS, explained_share, orthonormal_blocks, rows_with_values, sparkx
 
 LEVELS = (0.01, 0.05, 0.1)
 
@@ -65,6 +65,18 @@ def test_empty_cells_and_genes_are_left_out_and_counted(slide):
     np.testing.assert_allclose(found.log_p, rest.log_p, rtol=1e-9)
     counts[40:, 5] = 2
     assert sparkx(counts, xy).n_constant_genes == 1
+
+
+def test_which_cells_are_used_does_not_depend_on_the_genes_that_are_asked_for(slide):
+    xy, counts = slide
+    everything = sparkx(counts, xy)
+    for values in (counts, sparse.csc_array(counts)):
+        kept = rows_with_values(values)
+        np.testing.assert_array_equal(kept, counts.any(axis=1))
+        np.testing.assert_allclose(sparkx(values[:, [2]], xy, kept=kept).log_p, everything.log_p[[2]], rtol=1e-9)
+    assert rows_with_values(np.array([[0.0, 0.0], [-1.0, 1.0]])).tolist() == [False, True]
+    with pytest.raises(ValueError, match="one bool per point"):
+        sparkx(counts, xy, kept=np.ones(3, bool))
 
 
 @pytest.mark.parametrize("n_positive", [5, 20, 80, 400, 1500])
@@ -126,8 +138,10 @@ def test_power_on_planted_patterns(pattern):
         "streak": 1 + 1.0 * (np.abs(y - 700) < 100),
         "periodic": 1 + 0.6 * np.sin(2 * np.pi * x / 500),
     }[pattern]
-    pval = sparkx(rng.poisson(0.5 * fold[:, None], (3000, 60)).astype(float), xy).pval
+    counts = rng.poisson(0.5 * fold[:, None], (3000, 60)).astype(float)
+    pval = sparkx(counts, xy).pval
     assert (pval <= 0.001).mean() > 0.8
+    assert small_sparkx(counts[:, 0], xy)[1] == pytest.approx(pval[0], rel=1e-4)
 
 
 def test_depends_on_how_the_slide_is_turned():

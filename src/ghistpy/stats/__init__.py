@@ -39,6 +39,7 @@ from ghistpy.stats.segmentation import SegmentationScores, segmentation_scores
 from ghistpy.stats.skill import skill_score, variance_ratio, within_type_pearson
 from ghistpy.stats.spatial_autocorrelation import Autocorrelation, autocorrelation_test
 from ghistpy.stats.types import CompositionAgreement, TypeAgreement, composition_agreement, type_agreement
+from ghistpy.stats.variogram import VariogramTest, variogram_test
 
 __all__ = [
     "METRICS",
@@ -54,6 +55,7 @@ __all__ = [
     "SparkX",
     "Summary",
     "TypeAgreement",
+    "VariogramTest",
     "Window",
     "adjust_pvalues",
     "auc",
@@ -95,5 +97,6 @@ __all__ = [
     "type_agreement",
     "type_counts",
     "variance_ratio",
+    "variogram_test",
     "within_type_pearson",
 ]

@@ -31,7 +31,7 @@ class SparkX:
     kernel_log_p
         (11, G) those of the kernels, in the order of ``KERNELS``.
     kept
-        (n,) points with a total above 0; the others were left out.
+        (n,) points that were used.
     n_empty_genes, n_constant_genes
         Genes left out.
     """
@@ -48,7 +48,9 @@ class SparkX:
         return np.exp(self.log_p)
 
 
-def sparkx(values: Matrix, coordinates: np.ndarray, *, covariates: np.ndarray | None = None) -> SparkX:
+def sparkx(
+    values: Matrix, coordinates: np.ndarray, *, covariates: np.ndarray | None = None, kept: np.ndarray | None = None
+) -> SparkX:
     """Test every gene for dependence on the coordinates.
 
     The null hypothesis: given the covariates, the values of a gene are independent of where they lie. It
@@ -58,11 +60,15 @@ def sparkx(values: Matrix, coordinates: np.ndarray, *, covariates: np.ndarray | 
     Parameters
     ----------
     values
-        (n, G) counts, dense or sparse; other non-negative values work as well.
+        (n, G) counts, dense or sparse; other values work as well.
     coordinates
         (n, 2), µm.
     covariates
         (n, p) columns, regressed out of values and kernels with an intercept.
+    kept
+        (n,) bool, points to use; None = those with a value other than 0, as in the original. Give
+        :func:`rows_with_values` of the whole matrix when ``values`` are some of its genes: which points are
+        used must not depend on which genes are asked for.
 
     Returns
     -------
@@ -71,7 +77,7 @@ def sparkx(values: Matrix, coordinates: np.ndarray, *, covariates: np.ndarray | 
     Raises
     ------
     ValueError
-        Shapes that do not fit, fewer than 4 points with a total above 0.
+        Shapes that do not fit, fewer than 4 points to use.
 
     Notes
     -----
@@ -98,9 +104,11 @@ def sparkx(values: Matrix, coordinates: np.ndarray, *, covariates: np.ndarray | 
     (True, True)
     """
     values, xy = _checked(values, coordinates)
-    kept = row_totals(values) > 0
+    kept = rows_with_values(values) if kept is None else np.asarray(kept, dtype=bool)
+    if kept.shape != (len(xy),):
+        raise ValueError(f"kept: expected one bool per point ({len(xy)}), got shape {kept.shape}")
     if kept.sum() < 4:
-        raise ValueError(f"values: {int(kept.sum())} of {len(kept)} points have a total above 0; at least 4 are needed")
+        raise ValueError(f"values: {int(kept.sum())} of {len(kept)} points have a value; at least 4 are needed")
     if not kept.all():
         values, xy = values[kept], xy[kept]
         covariates = None if covariates is None else np.asarray(covariates)[kept]
@@ -176,9 +184,12 @@ def _products(values: Matrix, basis: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return on_basis, total, squared
 
 
-def row_totals(values: Matrix) -> np.ndarray:
-    """Sum of every row, (n,) float64."""
-    return np.asarray(values.sum(axis=1, dtype=np.float64)).ravel()
+def rows_with_values(values: Matrix) -> np.ndarray:
+    """Points with a value other than 0 in any gene, (n,) bool."""
+    if sparse.issparse(values):
+        values = values.tocsc()
+        return np.bincount(values.indices[values.data != 0], minlength=values.shape[0]) > 0
+    return np.asarray(values).any(axis=1)
 
 
 def _intercept_and(covariates: np.ndarray, n: int) -> np.ndarray:

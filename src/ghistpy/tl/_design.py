@@ -28,13 +28,20 @@ def type_columns(table: Table, cell_type_key: str) -> tuple[np.ndarray, str]:
     Raises
     ------
     ValueError
-        Neither probabilities nor the column of types.
+        Neither probabilities nor the column of types, probabilities that are not finite, no row with a type.
     """
     if cell_type_key == _keys.CELL_TYPE and _keys.CELL_TYPE_PROBA in table.adata.obsm:
         proba = np.asarray(table.adata.obsm[_keys.CELL_TYPE_PROBA], dtype=np.float64)
-        if np.isfinite(proba).all():
-            return proba, f"obsm[{_keys.CELL_TYPE_PROBA!r}]"
+        bad = int((~np.isfinite(proba)).any(axis=1).sum())
+        if bad:
+            raise ValueError(
+                f"obsm[{_keys.CELL_TYPE_PROBA!r}] of {table.label} is NaN or infinite in {bad} of {table.n} rows; give "
+                "rows without a type probabilities of 0, or name another column of types with cell_type_key="
+            )
+        return proba, f"obsm[{_keys.CELL_TYPE_PROBA!r}]"
     codes, names = cell_types(table, cell_type_key)
+    if not names:
+        raise ValueError(f"cell_type_key={cell_type_key!r} of {table.label}: no row has a type; name another column")
     return indicators(codes, len(names)), f"obs[{cell_type_key!r}]"
 
 
@@ -100,23 +107,35 @@ def covariate_columns(table: Table, covariates: Sequence[str]) -> np.ndarray:
     return np.column_stack(columns)
 
 
-def within_type(types: np.ndarray, depth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What is regressed out and where values are permuted, given types (n, C) and log depth (n,).
+def depth_powers(depth: np.ndarray) -> np.ndarray:
+    """Standardised log depth, its square and cube, (n, 3): log1p of a count is curved in log depth."""
+    spread = depth.std()
+    l = (depth - depth.mean()) / (spread if spread > 0 else 1.0)
+    return np.column_stack([l, l**2, l**3])
+
+
+def within_type(
+    types: np.ndarray, depth: np.ndarray, groups: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """What is regressed out and where values are permuted, given types (n, C), log depth (n,) and regions (n,).
 
     Returns
     -------
     design
         (n, 2 C + 2): types, their products with log depth, and its square and cube.
     strata
-        (n,) integers: the likeliest type, cut into up to ten parts of equal size by depth. Residuals of shallow
-        and of deep cells differ in spread, and depth is smooth; a permutation must keep both.
+        (n,) integers: the likeliest type, within its region, cut into up to ten parts of equal size by depth.
+        Residuals of shallow and of deep cells differ in spread, and depth is smooth; a permutation must keep
+        both.
     """
-    spread = depth.std()
-    l = (depth - depth.mean()) / (spread if spread > 0 else 1.0)
-    design = np.column_stack([types, types * l[:, None], l**2, l**3])
+    powers = depth_powers(depth)
+    l = powers[:, 0]
+    design = np.column_stack([types, types * l[:, None], powers[:, 1:]])
     code = np.where(types.sum(axis=1) > 0, types.argmax(axis=1), types.shape[1])
+    if groups is not None:
+        code = code * (groups.max() + 1) + groups
     strata = np.zeros(len(l), np.int64)
-    for c in np.unique(code):  # a loop over types
+    for c in np.unique(code):  # a loop over types and regions
         rows = np.flatnonzero(code == c)
         bins = int(np.clip(len(rows) // _CELLS_PER_BIN, 1, _BINS))
         rank = np.argsort(np.argsort(l[rows], kind="stable"), kind="stable")
@@ -151,9 +170,11 @@ def layout_columns(table: Table, key: str, weights: sparse.csr_array | None) -> 
             f"layout_key={key!r} is neither in obs nor in obsm of {table.label} (available: "
             f"{[*adata.obs, *adata.obsm]})"
         )
-    if not np.isfinite(columns).all():
+    missing = int((~np.isfinite(columns)).any(axis=1).sum())
+    if missing:
         raise ValueError(
-            f"layout_key={key!r} of {table.label}: {int((~np.isfinite(columns)).sum())} values are not finite"
+            f"layout_key={key!r} of {table.label} is missing or infinite in {missing} of {table.n} rows; fill them, or "
+            "test a table without those rows"
         )
     if np.ptp(columns, axis=0).max(initial=0.0) <= 0:
         raise ValueError(

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ghistpy import _keys
-from ghistpy.tl import _design
-from ghistpy.tl._table import Table, coordinates, expression, gene_columns, neighbours, resolve_table
+from ghistpy.tl import _svg
+from ghistpy.tl._notes import check_key
+from ghistpy.tl._table import Table, expression, gene_columns, neighbours, resolve_table
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ghistpy")
 
 _METHODS = ("moran", "geary", "sparkx")
-_NULLS = ("values", "within_type", "map_shift")
+_NULLS = ("values", "within_type", *_svg.LAYOUT_NULLS)
 _ALTERNATIVES = ("greater", "less", "two-sided")
 _CLAIMS = {
     "values": (
@@ -35,45 +36,16 @@ _CLAIMS = {
         "The map follows the layout more closely than it follows copies of the layout that are shifted. "
         "Smoothness alone does not do this."
     ),
+    "variogram": (
+        "The map follows the layout more closely than a stationary map as smooth as itself does. Smoothness alone "
+        "does not do this, unless it reaches further than about a fifth of the slide."
+    ),
 }
 _WITHHELD = (
     "The table is predicted from H&E. A predictor reads overlapping windows, so its values are smooth whatever the "
     "gene does, and every p-value that permutes values would be next to 0. Rank genes by their score, or use "
-    "null='map_shift', n_perms=999."
+    "null='variogram', or null='map_shift', n_perms=999."
 )
-
-
-@dataclass
-class _Result:
-    score: np.ndarray
-    pval: np.ndarray
-    best_low: bool = False
-    notes: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Options:
-    method: str
-    null: str
-    n_perms: int
-    alternative: str
-    layer: str | None
-    cell_type_key: str
-    covariates: Sequence[str] | None
-    log_depth: bool
-    depth_key: str | None
-    layout_key: str | None
-    seed: int
-    n_jobs: int
-    progress: bool
-
-    def bar(self, items: Any) -> Any:
-        """The iteration with a progress bar."""
-        if not self.progress:
-            return items
-        from tqdm.auto import tqdm
-
-        return tqdm(items, desc="svg", leave=False)
 
 
 def svg(
@@ -111,8 +83,10 @@ def svg(
         low = alike. ``"sparkx"``: SPARK-X on the coordinates, score = -log10 p.
     n_perms
         0: analytic p-values. For Moran's I and Geary's C these come from exact moments and a Pearson III
-        curve, and only for genes that are positive in 400 cells or more (the others get NaN, counted).
-        Otherwise the number of permutations or map shifts; p is then never below 1 / (n_perms + 1).
+        curve, and only for genes that are positive in 400 cells or more and whose variance is not that of a few
+        outliers (the others get NaN, counted).
+        Otherwise the number of permutations or map shifts; p is then never below 1 / (n_perms + 1) (two-sided
+        2 / (n_perms + 1)).
     null
         What the p-value speaks against.
 
@@ -123,16 +97,20 @@ def svg(
             given cell types and depth, values are exchangeable within a type: probabilities of the types
             (``obsm["cell_type_proba"]``, else indicators of ``cell_type_key``), log depth, its square and cube
             and its products with the types are regressed out, and residuals are permuted within type and
-            depth (SPARK-X: regressed out only). It claims nothing beyond the labels: where a fifth of them
-            are wrong, most genes are rejected. Withheld for in-silico tables.
+            depth (SPARK-X: regressed out only). Counts enter as log1p. It claims nothing beyond the labels:
+            where a fifth of them are wrong, most genes of high expression are rejected. So are genes that
+            make up much of the counts that the depth is known from. Withheld for in-silico tables.
+        ``"variogram"``
+            the map of the gene is a stationary map unrelated to the layout of the slide, as smooth as the
+            gene is seen to be (:func:`ghistpy.stats.variogram_test`; analytic). The layout are SPARK-X's
+            functions of the coordinates, or ``layout_key``. The score remains that of the method. The
+            p-value for in-silico tables.
         ``"map_shift"``
-            the map of the gene is unrelated to the layout of the slide, however smooth both are: p compares
-            how well the layout explains the gene with copies of it that are shifted on a torus, the slide
-            continued by its mirror images. The layout are SPARK-X's functions of the coordinates, or
-            ``layout_key``. The score remains that of the method. The only p-value for in-silico tables.
+            the same question without a model of the map: copies of the layout are shifted on a torus, the
+            slide continued by its mirror images. Finds less, above all where the slide is no rectangle.
     alternative
-        ``"greater"``: neighbours more alike than under the null; ``"less"``, ``"two-sided"``. SPARK-X and map
-        shifts have no direction.
+        ``"greater"``: neighbours more alike than under the null; ``"less"``, ``"two-sided"``. SPARK-X and tests of
+        a layout have no direction.
     table_key
         Table of the slide; None = its only one.
     layer
@@ -151,12 +129,13 @@ def svg(
         Columns of ``obs`` that are regressed out (numbers, or categories as indicators). Moran and Geary then
         need permutations.
     log_depth
-        Regress out the log of the depth too: raw counts of large cells are high, and large cells lie together.
+        Regress out the log of the depth, its square and cube too: raw counts of large cells are high, and large
+        cells lie together. Counts then enter as log1p.
     depth_key
         Column of ``obs`` with the counts of a cell; None = ``obs["total"]``, else the sum over genes.
     layout_key
-        Layout for ``"map_shift"``: a column of ``obs`` (numbers as they are, categories as their shares among
-        the neighbours) or an ``obsm``.
+        Layout for ``"variogram"`` and ``"map_shift"``: a column of ``obs`` (numbers as they are, categories as
+        their shares among the neighbours) or an ``obsm``.
     adjust
         ``"bh"`` or ``"by"``; None = ``"by"`` for SPARK-X, as in the original, else ``"bh"``.
     key_added
@@ -185,7 +164,12 @@ def svg(
     The score of an in-silico gene is higher than that of the measured gene, because prediction smooths:
     compare scores within a table only.
 
-    SPARK-X leaves out cells without counts and, as the original, depends on how the slide is turned.
+    A table that annotates several elements (slides) is tested within them: values minus the mean of their
+    slide, permuted within it, so that levels that differ between slides are no pattern; this needs
+    ``n_perms``. SPARK-X and tests of a layout take one slide at a time.
+
+    SPARK-X leaves out cells without any count in the table and, as the original, depends on how the slide is
+    turned.
 
     References
     ----------
@@ -195,9 +179,10 @@ def svg(
     Raises
     ------
     ValueError
-        Unknown table, layer, genes, method, null or key; values that are NaN or infinite; fewer than 4 rows; a
-        graph of another table; a null that needs permutations without them; log depth of values that are
-        no counts.
+        Unknown table, layer, genes, method, null or key; no gene; values that are NaN or infinite; fewer than
+        4 rows; a graph of another table; a null that needs permutations without them; several slides where
+        one is needed; log depth of values that are no counts; types that are missing everywhere or
+        probabilities that are not finite.
 
     Warns
     -----
@@ -213,25 +198,26 @@ def svg(
     >>> bool(table.var.loc[best, "svg_score"] > 0.1), float(table.var.loc[best, "svg_pval"])
     (True, 0.01)
     """
-    options = _Options(
+    options = _svg.Options(
         method, null, n_perms, alternative, layer, cell_type_key, covariates, log_depth, depth_key, layout_key, seed,
         n_jobs, progress,
     )  # fmt: skip
     adjust = _check(options, adjust)
+    check_key(key_added)
     table = resolve_table(adata_or_sdata, table_key)
     columns = gene_columns(table, genes)
+    _svg.check_regions(table, options)
     values = expression(table, layer=layer)
-    chosen = values if len(columns) == values.shape[1] else values[:, columns]
-    needs_graph = method != "sparkx" or (null == "map_shift" and layout_key is not None)
+    needs_graph = method != "sparkx" or layout_key is not None
     found = neighbours(table, graph=graph, n_neighbors=n_neighbors, radius=radius) if needs_graph else None
-    run = _sparkx if method == "sparkx" else _autocorrelation
-    result = run(table, values, chosen, found, options)
-    if null == "map_shift":
-        _map_shift(table, chosen, found, options, result)
-    _write(table, columns, result, found, options, adjust, key_added)
+    run = _svg.sparkx if method == "sparkx" else _svg.autocorrelation
+    result = run(table, values, columns, found, options)
+    if options.of_layout:
+        _svg.follow_layout(table, values, columns, found, options, result)
+    _write(table, columns, result, options, adjust, key_added)
 
 
-def _check(options: _Options, adjust: str | None) -> str:
+def _check(options: _svg.Options, adjust: str | None) -> str:
     from ghistpy.stats.multiple import ADJUSTMENTS
 
     adjust = ("by" if options.method == "sparkx" else "bh") if adjust is None else adjust
@@ -243,136 +229,42 @@ def _check(options: _Options, adjust: str | None) -> str:
     ):
         if value not in known:
             raise ValueError(f"{name}={value!r} is unknown; there are {list(known)}")
+    if options.of_layout and (options.covariates or options.log_depth):
+        raise ValueError(f"null={options.null!r} takes no covariates; regress them out before, or leave them out")
+    _check_permutations(options)
+    if not options.of_layout and options.layout_key is not None:
+        raise ValueError(
+            f"layout_key={options.layout_key!r} belongs to null='map_shift' and 'variogram', got null={options.null!r}"
+        )
+    if (options.method == "sparkx" or options.of_layout) and options.alternative != "greater":
+        raise ValueError(
+            f"alternative={options.alternative!r}: SPARK-X and tests of a layout have no direction; leave it out"
+        )
+    return adjust
+
+
+def _check_permutations(options: _svg.Options) -> None:
     n_perms, null, sparkx = options.n_perms, options.null, options.method == "sparkx"
-    if isinstance(n_perms, bool) or int(n_perms) != n_perms or n_perms < 0:
+    if isinstance(n_perms, bool) or not isinstance(n_perms, Integral) or n_perms < 0:
         raise ValueError(f"n_perms={n_perms!r}: expected a whole number of at least 0")
     if null == "map_shift" and n_perms == 0:
         raise ValueError("null='map_shift' has no analytic p-value; give the number of shifts, such as n_perms=999")
-    if null == "map_shift" and (options.covariates or options.log_depth):
-        raise ValueError("null='map_shift' takes no covariates; regress them out before, or leave them out")
-    if null != "map_shift" and options.layout_key is not None:
-        raise ValueError(f"layout_key={options.layout_key!r} belongs to null='map_shift', got null={null!r}")
-    if sparkx and null != "map_shift" and n_perms:
-        raise ValueError(f"method='sparkx' has analytic p-values under null={null!r}; leave n_perms at 0")
-    if (sparkx or null == "map_shift") and options.alternative != "greater":
-        raise ValueError(f"alternative={options.alternative!r}: SPARK-X and map shifts have no direction; leave it out")
+    if n_perms and (null == "variogram" or (sparkx and null != "map_shift")):
+        raise ValueError(f"method={options.method!r} has analytic p-values under null={null!r}; leave n_perms at 0")
     if not sparkx and not n_perms and (null == "within_type" or options.covariates or options.log_depth):
         raise ValueError(
             "null='within_type', covariates and log_depth have no analytic p-value for Moran's I and Geary's C; give "
             "n_perms, such as n_perms=999"
         )
-    return adjust
-
-
-def _conditioning(table: Table, values: Any, options: _Options, notes: dict[str, Any]) -> tuple[Any, Any]:
-    """Design (n, p) and strata (n,), None each where nothing is regressed out or all rows are alike."""
-    design, strata = [], None
-    if options.null == "within_type":
-        types, source = _design.type_columns(table, options.cell_type_key)
-        depth, depth_source = _design.log_depth(table, values, layer=options.layer, depth_key=options.depth_key)
-        columns, strata = _design.within_type(types, depth)
-        design.append(columns)
-        notes |= {
-            "types": source,
-            "depth": depth_source,
-            "n_types": int((types.sum(axis=0) > 0).sum()),
-            "n_without_type": int((types.sum(axis=1) == 0).sum()),
-            "n_strata": len(np.unique(strata)),
-        }
-    elif options.log_depth:
-        depth, notes["depth"] = _design.log_depth(table, values, layer=options.layer, depth_key=options.depth_key)
-        design.append(depth[:, None])
-    if options.covariates:
-        design.append(_design.covariate_columns(table, options.covariates))
-        notes["covariates"] = ", ".join(
-            [options.covariates] if isinstance(options.covariates, str) else options.covariates
-        )
-    return (np.column_stack(design) if design else None), strata
-
-
-def _autocorrelation(table: Table, values: Any, chosen: Any, found: Any, options: _Options) -> _Result:
-    from ghistpy.stats.quadratic_form import row_standardised
-    from ghistpy.stats.spatial_autocorrelation import MIN_POSITIVE, autocorrelation_test
-
-    notes: dict[str, Any] = dict(found.notes)
-    design, strata = _conditioning(table, values, options, notes)
-    shifted = options.null == "map_shift"
-    withheld = table.in_silico and not shifted
-    n_perms = 0 if shifted else options.n_perms
-    if withheld and n_perms:
-        n_perms = int(design is not None)  # p-values would be withheld; the score of residuals asks for one
-    tested = autocorrelation_test(
-        chosen,
-        row_standardised(found.weights),
-        method=options.method,
-        n_perms=n_perms,
-        alternative=options.alternative,
-        strata=strata,
-        design=design,
-        seed=options.seed,
-        n_jobs=options.n_jobs,
-        progress=options.bar,
-    )
-    notes["n_constant_genes"] = int(tested.constant.sum())
-    if not options.n_perms and not withheld:
-        few = ~tested.constant & (tested.n_positive < MIN_POSITIVE)
-        notes["n_genes_too_sparse"] = int(few.sum())
-        if few.any():
-            logger.warning(
-                "%d of %d genes of %s are positive in fewer than %d cells: their analytic p-values do not hold and are "
-                "NaN; give n_perms, such as n_perms=999",
-                few.sum(), len(few), table.label, MIN_POSITIVE,
-            )  # fmt: skip
-    best_low = (options.method == "geary") != (options.alternative == "less")
-    score_rank = options.alternative == "two-sided"
-    if score_rank:
-        notes["ranked_by"] = "distance of the score from its expectation"
-    return _Result(tested.score, tested.pval, best_low, notes | ({"_expected": tested.expected} if score_rank else {}))
-
-
-def _sparkx(table: Table, values: Any, chosen: Any, found: Any, options: _Options) -> _Result:
-    from ghistpy.stats.coordinate_tests import sparkx
-
-    notes: dict[str, Any] = {}
-    if found is not None:
-        notes |= found.notes
-    if table.units not in (None, _keys.UNITS_COUNTS) and options.layer is None:
-        notes["note"] = f"SPARK-X was made for counts; X holds {table.units}, on which it runs as it does on counts"
-    design, _ = _conditioning(table, values, options, notes)
-    tested = sparkx(chosen, coordinates(table), covariates=design)
-    notes |= {
-        "n_cells_without_counts": int((~tested.kept).sum()),
-        "n_empty_genes": tested.n_empty_genes,
-        "n_constant_genes": tested.n_constant_genes,
-    }
-    return _Result(-tested.log_p / np.log(10), tested.pval, False, notes)
-
-
-def _map_shift(table: Table, chosen: Any, found: Any, options: _Options, result: _Result) -> None:
-    from ghistpy.stats.coordinate_tests import coordinate_kernels
-    from ghistpy.stats.map_shift import map_shift_test
-    from ghistpy.tl._table import regions
-
-    if regions(table) is not None:
-        raise ValueError(f"null='map_shift': {table.label} annotates several elements; test one slide at a time")
-    xy = coordinates(table)
-    if options.layout_key is None:
-        layout, source = coordinate_kernels(xy), "SPARK-X's functions of the coordinates"
-    else:
-        layout = [_design.layout_columns(table, options.layout_key, found.weights)]
-        source = options.layout_key
-    shifted = map_shift_test(chosen, xy, layout, n_shifts=options.n_perms, seed=options.seed, progress=options.bar)
-    result.pval = np.where(np.isnan(result.score), np.nan, shifted.pval)
-    result.notes |= {"layout": source, "n_shifts_redrawn": shifted.n_redrawn}
 
 
 def _write(
-    table: Table, columns: np.ndarray, result: _Result, found: Any, options: _Options, adjust: str, key: str
+    table: Table, columns: np.ndarray, result: _svg.Result, options: _svg.Options, adjust: str, key: str
 ) -> None:
     from ghistpy import __version__
     from ghistpy.stats.multiple import adjust_pvalues
 
-    withheld = table.in_silico and options.null != "map_shift"
+    withheld = table.in_silico and not options.of_layout
     if withheld:
         result.pval = np.full(len(columns), np.nan)
         logger.warning("%s: p-values are withheld. %s", table.label, _WITHHELD)
@@ -381,12 +273,11 @@ def _write(
         ("score", result.score),
         ("pval", result.pval),
         ("pval_adj", adjust_pvalues(result.pval, adjust)),
-        ("rank", _rank(result)),
+        ("rank", _rank(result.order)),
     ):
         column = np.full(table.adata.n_vars, np.nan)
         column[columns] = part
         var[f"{key}_{name}"] = column
-    result.notes.pop("_expected", None)
     table.adata.uns[key] = {
         "method": options.method,
         "null": options.null,
@@ -405,14 +296,9 @@ def _write(
     }
 
 
-def _rank(result: _Result) -> np.ndarray:
-    """1 = best score, ties in the order of the genes; NaN without a score."""
-    score = result.score
-    if "_expected" in result.notes:
-        order_by = -np.abs(score - result.notes["_expected"])
-    else:
-        order_by = score if result.best_low else -score
-    rank = np.full(len(score), np.nan)
-    known = np.flatnonzero(~np.isnan(score))
-    rank[known[np.argsort(order_by[known], kind="stable")]] = np.arange(1, len(known) + 1)
+def _rank(order: np.ndarray) -> np.ndarray:
+    """1 = lowest of ``order``, ties in the order of the genes; NaN stays NaN."""
+    rank = np.full(len(order), np.nan)
+    known = np.flatnonzero(~np.isnan(order))
+    rank[known[np.argsort(order[known], kind="stable")]] = np.arange(1, len(known) + 1)
     return rank
