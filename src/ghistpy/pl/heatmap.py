@@ -91,13 +91,7 @@ def state_heatmap(
     ax.set_xticks([])
     ax.set_xlabel(f"{values.shape[1]} patients", fontsize=9)
     ax.tick_params(length=0)
-    colours = colours_of(n for n in names if n != _NOT_STATED) | {_NOT_STATED: MISSING}
-    strip = ax.inset_axes([0, 1.01, 1, 0.03 + 0.15 / max(len(kept), 5)])
-    for i, name in enumerate(names):
-        at = np.flatnonzero(place[order] == i)
-        strip.bar(at, 1, width=1, color=colours[name], label=name)
-    strip.set_xlim(-0.5, values.shape[1] - 0.5)
-    strip.axis("off")
+    _draw_groups(ax, names, place[order], len(kept), groupby)
     if results.attrs.get("notes", {}).get("descriptive"):
         ax.annotate(
             DESCRIPTIVE, (0, 1), (0, 22), xycoords="axes fraction", textcoords="offset points", fontsize=8, color=INK,
@@ -107,8 +101,19 @@ def state_heatmap(
     bar.set_label("z", fontsize=8)
     bar.ax.tick_params(labelsize=7)
     bar.outline.set_visible(False)
-    outside_legend(ax, [Patch(color=colours[name], label=name) for name in names], title=groupby, points=58)
     return ax
+
+
+def _draw_groups(ax: Axes, names: list[str], place: np.ndarray, n_rows: int, title: str) -> None:
+    """A strip above the map with the group of every patient, and its legend."""
+    colours = colours_of(n for n in names if n != _NOT_STATED) | {_NOT_STATED: MISSING}
+    strip = ax.inset_axes([0, 1.01, 1, 0.03 + 0.15 / max(n_rows, 5)])
+    for i, name in enumerate(names):
+        at = np.flatnonzero(place == i)
+        strip.bar(at, 1, width=1, color=colours[name], label=name)
+    strip.set_xlim(-0.5, len(place) - 0.5)
+    strip.axis("off")
+    outside_legend(ax, [Patch(color=colours[name], label=name) for name in names], title=title, points=58)
 
 
 def _name_rows(ax: Axes, rows: list[str]) -> None:
