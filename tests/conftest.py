@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 # Before numpy or torch start their thread pools: small arrays run faster on one thread, and figures need no display.
-for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
+# Not those of numba, which a plugin of pytest imports before this file: it refuses to change its mind.
+for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("TQDM_DISABLE", "1")
