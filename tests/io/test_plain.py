@@ -71,6 +71,38 @@ def test_scalars_frames_and_tables(tmp_path):
     assert found["adata"].uns == {"k": {"v": 1}}
 
 
+@pytest.mark.parametrize(
+    "frame",
+    [
+        pd.DataFrame({"who": ["p", None, "q"], "any": [1, "x", np.nan], "when": pd.to_datetime(["2020-01-01"] * 3)}),
+        pd.DataFrame({0: [1.5, 2], 1: [True, False]}, index=[10, 20]),
+        pd.DataFrame({"s": pd.array(["a", None], dtype="string"), "i": pd.array([1, None], dtype="Int64")}),
+        pd.DataFrame({"c": pd.Categorical(["lo", np.nan], ["lo", "hi"], ordered=True), "k": pd.Categorical([2, 1])}),
+        pd.DataFrame({"x": []}),
+        pd.DataFrame(index=["a", "b"]),
+        pd.DataFrame([[1, 2]], columns=["same", "same"]),
+        pd.DataFrame({"x": [1]}, index=pd.DatetimeIndex(["2021-05-01"], name="day")),
+    ],
+)
+def test_frames_of_every_kind(tmp_path, frame):
+    frame.attrs["notes"] = {"n": 3, "what": ["a"]}
+    found = round_trip(tmp_path, frame)
+    pd.testing.assert_frame_equal(found, frame, check_freq=False, check_index_type="equiv", check_column_type="equiv")
+    assert found.attrs == frame.attrs
+
+
+def test_frames_that_get_gives_keep_their_notes(tmp_path):
+    import ghistpy as gp
+
+    table = gp.datasets.simulate_slide(n_cells=200, n_genes=5)["measured"]
+    gp.tl.composition(table)
+    gp.tl.svg(table)
+    for frame in (gp.get.composition(table), gp.get.svg(table)):
+        found = round_trip(tmp_path, frame)
+        pd.testing.assert_frame_equal(found, frame)
+        assert found.attrs["notes"] == frame.attrs["notes"]
+
+
 @pytest.mark.parametrize("made", [sparse.csr_matrix, sparse.csc_array])
 def test_sparse(tmp_path, made):
     value = made(np.array([[0, 1.5], [2, 0]]))
@@ -91,6 +123,10 @@ class _Program:
         ({1: 2}, "keys of a dict have to be text"),
         (np.array([1, None], dtype=object), "array of object"),
         ({1, 2}, "builtins.set"),
+        (np.ma.masked_array([1, 2], [True, False]), "MaskedArray"),
+        (pd.DataFrame({"a": [[1], [2]]}), r"result\['a'\] is a column of list"),
+        (pd.DataFrame({"a": [1]}, index=pd.MultiIndex.from_tuples([("x", "y")])), "result.index is a column of tuple"),
+        (AnnData(np.eye(2), uns={"f": object()}), "result is a AnnData that no file takes"),
     ],
 )
 def test_what_is_not_plain_is_refused_by_its_place(tmp_path, value, message):

@@ -74,6 +74,27 @@ def test_dense_sparse_and_thread_counts_give_one_result(cells):
     np.testing.assert_allclose(dense, thin, rtol=1e-4)
 
 
+def test_a_diagonal_changes_nothing(cells):
+    _, w = cells
+    values = np.random.default_rng(2).poisson(0.7, (1500, 5)).astype(float)
+    loops = sparse.csr_array(w + sparse.eye_array(1500))
+    for method in ("moran", "geary"):
+        expected, found = (autocorrelation_test(values, g, method=method) for g in (w, loops))
+        np.testing.assert_allclose(found.score, expected.score, rtol=1e-12)
+        np.testing.assert_allclose(found.pval, expected.pval, rtol=1e-9)
+
+
+def test_levels_far_from_zero_cost_no_precision(cells):
+    """Sparse float32 with a mean of 1,000 and 10,000 standard deviations: sums of raw products cancel."""
+    _, w = cells
+    noise = np.random.default_rng(2).poisson(4.0, (1500, 5)).astype(np.float32)
+    expected = autocorrelation_test(noise.astype(float), w).score
+    for level in (2_000, 20_000):
+        shifted = noise + np.float32(level)
+        for given in (shifted, sparse.csc_array(shifted)):
+            np.testing.assert_allclose(autocorrelation_test(given, w).score, expected, atol=1e-6)
+
+
 def test_entries_that_repeat_are_added_up(cells):
     """A CSC matrix and a graph may hold one place twice."""
     _, w = cells

@@ -254,7 +254,7 @@ def shuffle_segments(order, starts, uniform):
 
 
 @_compiled
-def conditional_lags(z, indptr, indices, data, draws, observed, counts):
+def conditional_lags(z, indptr, data, draws, observed, counts):
     """How often a lag of randomly drawn others reaches the observed one, point by point.
 
     ``z`` (n,), ``draws`` (P, k) positions 0 .. n - 2 without repeats within a row, k the largest degree;

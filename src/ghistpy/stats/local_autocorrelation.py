@@ -164,7 +164,7 @@ def _conditional(
         gene, first = task
         found = np.zeros((len(z), 2), np.int64)
         column, top = np.ascontiguousarray(z[:, gene]), np.ascontiguousarray(lag[:, gene])
-        conditional_lags(column, w.indptr, w.indices, w.data, draws[first : first + _TOGETHER], top, found)
+        conditional_lags(column, w.indptr, w.data, draws[first : first + _TOGETHER], top, found)
         return found
 
     counts = np.zeros((z.shape[1], len(z), 2), np.int32)

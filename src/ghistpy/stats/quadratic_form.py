@@ -64,8 +64,9 @@ class Graph:
     @classmethod
     def of(cls, weights: sparse.csr_array, method: str) -> Graph:
         """The form of ``"moran"`` or ``"geary"`` for (n, n) weights; a diagonal is left out."""
-        n, total = weights.shape[0], float(weights.sum())
+        n = weights.shape[0]
         upper, degree = _symmetric_half(weights)
+        total = float(degree.sum()) / 2  # of the weights without the diagonal
         if method == "moran":
             return cls(n, upper, degree, np.zeros(0), 1.0, n / total if total else np.nan, 1.0)
         return cls(n, upper, degree, degree, -2.0, (n - 1) / (2 * total) if total else np.nan, -1.0)
@@ -83,14 +84,14 @@ class Graph:
         loops = self.loops[order].astype(np.float32) if len(self.loops) else self.loops.astype(np.float32)
         return order, Graph(self.n, upper, self.degree[order], loops, self.edge, self.scale, self.sign)
 
-    def in_fours(self, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def in_fours(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The edges of every point in groups of four: start of its groups (n + 1,), neighbours and weights (·, 4)."""
         from ghistpy.stats._kernels import in_fours
 
         h = self.upper
         start = np.zeros(self.n + 1, np.int64)
         np.cumsum(-(-np.diff(h.indptr) // 4), out=start[1:])
-        neighbour, weight = np.zeros((start[-1], 4), np.int32), np.zeros((start[-1], 4), dtype)
+        neighbour, weight = np.zeros((start[-1], 4), np.int32), np.zeros((start[-1], 4))
         in_fours(h.indptr, h.indices, h.data, start, neighbour, weight)
         return start, neighbour, weight
 
@@ -134,7 +135,8 @@ class Observed:
 def observe(values: Matrix, graph: Graph, basis: np.ndarray | None, pool: ThreadPoolExecutor, jobs: int) -> Observed:
     """The form of every gene (n, G) less its mean, or less what ``basis`` (n, p) explains.
 
-    In the precision of the values; sums over points in float64. Sparse values visit their stored entries only.
+    Dense values in their own precision, centred first, with sums over points in float64. Sparse values visit their
+    stored entries only and are centred afterwards, which takes float64 throughout.
     """
     out = np.zeros((values.shape[1], 9))
     if basis is not None:
@@ -154,7 +156,7 @@ def _observe_sparse(
     from ghistpy.stats._kernels import sparse_products
 
     loops = graph.loops if len(graph.loops) else np.zeros(graph.n)
-    given = (values.indptr, values.indices, values.data, *graph.in_fours(values.dtype), graph.degree, loops)
+    given = (values.indptr, values.indices, values.data, *graph.in_fours(), graph.degree, loops)
     cuts = np.linspace(0, values.shape[1], 4 * jobs + 1).astype(int)
     list(pool.map(lambda i: sparse_products(*given, cuts[i], cuts[i + 1], out), range(4 * jobs)))
 

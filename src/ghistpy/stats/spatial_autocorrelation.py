@@ -147,7 +147,7 @@ def autocorrelation_test(
         seen = observe(values, graph, basis, pool, jobs)
         _check_finite(values, seen)
         if moments is None:
-            null = _permute(values, graph, basis, seen, strata, n_perms, seed, pool, progress)
+            null = _permute(values, graph, basis, strata, n_perms, seed, pool, progress)
             pval, mean, sd = _permutation_p(seen.form, null, alternative, graph.sign)
         else:
             pval, mean, sd = _analytic_p(seen, graph, moments.result(), alternative, min_positive)
@@ -214,7 +214,6 @@ def _permute(
     values: Matrix,
     graph: Graph,
     basis: np.ndarray | None,
-    seen: Observed,
     strata: np.ndarray | None,
     n_perms: int,
     seed: int,

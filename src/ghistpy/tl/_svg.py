@@ -12,6 +12,7 @@ import numpy as np
 from ghistpy import _keys
 from ghistpy.tl import _design
 from ghistpy.tl._table import Table, coordinates, regions
+from ghistpy.tl._values import take_columns
 
 logger = logging.getLogger("ghistpy")
 
@@ -104,7 +105,7 @@ def autocorrelation(table: Table, values: Any, columns: np.ndarray, found: Any, 
     if withheld:
         n_perms = int(design is not None)  # p-values would be withheld; the score of residuals asks for one
     tested = autocorrelation_test(
-        _transformed(_chosen(values, columns), table, options, notes),
+        _transformed(take_columns(values, columns), table, options, notes),
         row_standardised(found.weights),
         method=options.method,
         n_perms=n_perms,
@@ -140,7 +141,7 @@ def sparkx(table: Table, values: Any, columns: np.ndarray, found: Any, options: 
     from ghistpy.stats.coordinate_tests import sparkx as test
 
     notes: dict[str, Any] = {} if found is None else dict(found.notes)
-    chosen = _chosen(values, columns)
+    chosen = take_columns(values, columns)
     stored = chosen.data if hasattr(chosen, "tocsc") else chosen
     held = table.units if options.layer is None and table.units != _keys.UNITS_COUNTS else None
     if held is not None or (stored < 0).any():
@@ -173,7 +174,7 @@ def follow_layout(table: Table, values: Any, columns: np.ndarray, found: Any, op
         layout = [_design.layout_columns(table, options.layout_key, found.weights)[~stray]]
         source = options.layout_key
     notes = {"layout": source, "n_stray_cells": int(stray.sum())}
-    chosen, xy = _chosen(values, columns), xy[~stray]
+    chosen, xy = take_columns(values, columns), xy[~stray]
     if stray.any():
         chosen = chosen[~stray]
         logger.warning(
@@ -188,10 +189,6 @@ def follow_layout(table: Table, values: Any, columns: np.ndarray, found: Any, op
         notes |= {"n_shifts_redrawn": tested.n_redrawn, "share_of_rows_compared": tested.overlap}
     result.pval = np.where(np.isnan(result.score), np.nan, tested.pval)
     result.notes |= notes
-
-
-def _chosen(values: Any, columns: np.ndarray) -> Any:
-    return values if len(columns) == values.shape[1] else values[:, columns]
 
 
 def _transformed(values: Any, table: Table, options: Options, notes: dict[str, Any]) -> Any:

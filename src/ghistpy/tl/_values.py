@@ -63,14 +63,18 @@ def expression(
         X = X.to_memory()
     if sparse.issparse(X):
         X = sparse.csr_array(X) if by_row else sparse.csc_array(X)
-        X = X if columns is None or len(columns) == X.shape[1] else X[:, columns]
     else:
         X = np.asarray(X)
-        X = X if columns is None or len(columns) == X.shape[1] else X[:, columns]
+    X = X if columns is None else take_columns(X, columns)
     if X.dtype not in (np.float32, np.float64):
         X = X.astype(np.float32 if X.dtype.itemsize <= 2 else np.float64)
     _check_finite(X, table, layer)
     return X
+
+
+def take_columns(X: Any, columns: np.ndarray) -> Any:
+    """Those columns in that order; ``X`` itself, not a copy, when they are all of them as they are."""
+    return X if np.array_equal(columns, np.arange(X.shape[1])) else X[:, columns]
 
 
 def _check_finite(X: Any, table: Table, layer: str | None) -> None:
