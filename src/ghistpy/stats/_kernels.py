@@ -221,23 +221,21 @@ def edge_power_sums(indptr, indices, data, sums):
 
 @_compiled
 def triangle_sum(indptr, indices, data):
-    """Sum over the triangles of a graph of the product of their three weights; upper triangle, sorted rows."""
+    """Sum over the triangles of a graph of the product of their three weights; upper triangle."""
+    n = indptr.shape[0] - 1
+    beside = np.zeros(n)  # weights from point i
     total = 0.0
-    for i in range(indptr.shape[0] - 1):
+    for i in range(n):
+        for e in range(indptr[i], indptr[i + 1]):
+            beside[indices[e]] = data[e]
         for e in range(indptr[i], indptr[i + 1]):
             j = indices[e]
-            a, b = e + 1, indptr[j]
             found = 0.0
-            while a < indptr[i + 1] and b < indptr[j + 1]:
-                if indices[a] == indices[b]:
-                    found += data[a] * data[b]
-                    a += 1
-                    b += 1
-                elif indices[a] < indices[b]:
-                    a += 1
-                else:
-                    b += 1
+            for k in range(indptr[j], indptr[j + 1]):
+                found += data[k] * beside[indices[k]]
             total += data[e] * found
+        for e in range(indptr[i], indptr[i + 1]):
+            beside[indices[e]] = 0.0
     return total
 
 
