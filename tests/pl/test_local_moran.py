@@ -44,13 +44,27 @@ def test_colours_and_counts_are_those_of_the_quadrants(slide):
     assert any("not adjusted" in t.get_text() for t in ax.texts)
 
 
-def test_cells_without_p_are_grey_unless_all_are_asked_for(slide):
+def test_a_map_without_any_p_has_all_colours_and_says_why(slide):
     ax = gp.pl.local_moran(slide, table_key="insilico")
-    assert {tuple(c) for c in _drawn(ax).get_facecolors()} == {to_rgba(_GREY)}
-    assert _legend(ax)[-1] == "no p-value (400)"
-    assert any(t.get_text().startswith("p withheld: in-silico") for t in ax.texts)
-    everything = gp.pl.local_moran(slide, table_key="insilico", alpha=None)
-    assert to_rgba(_GREY) not in {tuple(c) for c in _drawn(everything).get_facecolors()}
+    quadrant = slide["insilico"].obsm["local_moran_quadrant"][:, 0]
+    want = {to_rgba(_QUADRANTS[q][1]) for q in np.unique(quadrant)}
+    assert {tuple(c) for c in _drawn(ax).get_facecolors()} == want
+    assert _legend(ax)[0] == f"high among high ({(quadrant == 1).sum()})"
+    assert len(_legend(ax)) == 4
+    note = next(t for t in ax.texts if t.get_gid() == "note")
+    assert " ".join(note.get_text().split()).startswith("all cells p withheld: in-silico")
+    ax.figure.canvas.draw()
+    box, frame = note.get_window_extent(), ax.get_window_extent()
+    assert frame.x0 <= box.x0 < box.x1 <= frame.x1
+    assert box.y1 <= ax.title.get_window_extent().y0
+    gp.tl.local_moran(slide, table_key="measured", genes=[slide["measured"].var_names[0]], n_perms=0)
+    texts = [t.get_text() for t in gp.pl.local_moran(slide, table_key="measured").texts]
+    assert "all cells\np not computed: n_perms was 0" in texts
+
+
+def test_cells_without_p_are_grey_beside_those_with_one(slide):
+    slide["measured"].obsm["local_moran_pval"][:5, 0] = np.nan
+    assert _legend(gp.pl.local_moran(slide, table_key="measured"))[-1] == "no p-value (5)"
 
 
 def test_cells_alone_are_counted(slide):

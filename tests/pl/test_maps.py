@@ -321,3 +321,37 @@ def test_legends_follow_ordered_categories_and_else_the_alphabet():
     assert levels(cluster) == ["2", "10"]
     assert groups(cluster) == ["10", "2"]
     assert groups(pd.Series(["s10", "s9", None])) == ["s9", "s10"]
+
+
+def test_slides_are_never_drawn_on_top_of_each_other(evaluated):
+    """A table of two slides has a place in no map; one slide of it has."""
+    both = evaluated["measured"].copy()
+    both.obs["region"] = np.where(np.arange(both.n_obs) % 2, "nuclei", "nuclei_b")
+    both.uns["spatialdata_attrs"]["region"] = ["nuclei", "nuclei_b"]
+    gene = both.var_names[0]
+    gp.tl.svg(both, n_perms=9, progress=False)
+    gp.tl.local_moran(both, gene, n_perms=9)
+    one = both[both.obs["region"] == "nuclei"]
+    refused = r"2 elements \(slides\), \['nuclei', 'nuclei_b'\].*table\[table.obs\['region'\] == 'nuclei'\]"
+    for draw in (gp.pl.svg, gp.pl.local_moran):
+        with pytest.raises(ValueError, match=refused):
+            draw(both)
+        draw(one)
+    both.obsm["X_umap"] = both.obsm["spatial"]
+    gp.pl.embedding(both)  # has no slides
+
+
+def test_one_slide_of_several_is_drawn_as_it_was_segmented(evaluated):
+    table = evaluated["measured"]
+    gene = table.var_names[0]
+    evaluated.labels["nuclei_b"] = evaluated["nuclei"]
+    table.obs["region"] = pd.Categorical(np.where(np.arange(table.n_obs) % 2, "nuclei", "nuclei_b"))
+    table.uns["spatialdata_attrs"]["region"] = ["nuclei", "nuclei_b"]
+    for draw, keys in ((gp.pl.slide, {"table_key": "measured"}), (gp.pl.marker_maps, {"table_keys": "measured"})):
+        with pytest.raises(ValueError, match="draw one at a time"):
+            draw(evaluated, gene, **keys)
+    one = table[table.obs["region"] == "nuclei"].copy()
+    one.uns["spatialdata_attrs"]["region"] = "nuclei"
+    evaluated.tables["one"] = one
+    ax = gp.pl.slide(evaluated, gene, table_key="one", window_um=(20, 20, 80, 80))
+    assert any(image.get_gid() == "nuclei" for image in ax.images)

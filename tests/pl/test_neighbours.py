@@ -123,6 +123,15 @@ def test_composition_by_region_is_stacked_to_one(slide):
     np.testing.assert_allclose(sum(np.array(v) for v in width.values()), 1)
 
 
+def test_composition_is_drawn_without_its_key_where_nothing_was_evaluated(slide):
+    gp.tl.composition(slide, table_key="measured")
+    assert gp.pl.composition(slide["measured"]).get_xlabel() == "share of cells"
+    gp.tl.composition(slide, table_key="insilico")
+    assert gp.pl.composition(slide).get_xlabel() == "share of nuclei"  # an evaluation comes first
+    with pytest.raises(ValueError, match="holds no such evaluation"):
+        gp.pl.composition(slide["spots_measured"])
+
+
 def test_embedding_draws_sampled_cells_only(slide):
     table = slide["measured"]
     place = np.random.default_rng(0).normal(size=(table.n_obs, 2))

@@ -226,6 +226,37 @@ def test_volcano_says_what_it_shows(analysed):
         gp.pl.volcano(analysed, contrast="x")
 
 
+@pytest.mark.parametrize(
+    ("kind", "label"),
+    [("proportion_clr", "difference of means (centred log-ratios of shares)"), ("CCI", "difference of means (CCI)")],
+)
+def test_a_volcano_names_the_scale_of_its_features(analysed, kind, label):
+    analysed.var["kind"] = kind
+    gp.tl.differential_state(analysed, groupby="arm", kind=kind)
+    assert gp.pl.volcano(analysed).get_xlabel() == f"{label}\nb − a"
+    analysed.var = analysed.var.drop(columns="kind")
+    gp.tl.differential_state(analysed, groupby="arm")
+    assert gp.pl.volcano(analysed).get_xlabel() == "difference of means\nb − a"
+
+
+def test_volcano_of_copy_number():
+    cohort = gp.datasets.simulate_cohort(n_patients=80, seed=1)
+    gp.tl.cna_association(cohort, cohort.uns["cna"], positions=cohort.uns["positions"])
+    pairs = gp.get.cna(cohort)
+    for ax in (gp.pl.volcano(cohort, key="cna_association"), gp.pl.volcano(pairs)):
+        up = pairs[(pairs["pval_adj"] <= 0.05) & (pairs["mean_difference"] > 0)].sort_values("mean_difference")
+        assert len(up) > 1
+        offsets = _by_gid(ax, "up")[0].get_offsets()
+        want = up[["mean_difference", "log10_pval"]] * [1, -1]
+        np.testing.assert_allclose(offsets[np.argsort(offsets[:, 0])], want)
+        assert ax.get_xlabel().startswith("mean difference, gains − losses")
+        names = [t for t in ax.texts if t.get_gid() == "label"]
+        assert {t.get_text() for t in names} <= set(pairs["gene"])
+        assert names[0].get_fontstyle() == "italic"
+    with pytest.raises(ValueError, match=r"columns \['log_fc', .* name them by effect="):
+        gp.pl.volcano(pairs.drop(columns="feature"))
+
+
 def test_labels_collide_neither_with_each_other_nor_with_points(clear_names):
     rng = np.random.default_rng(0)
     _, ax = plt.subplots(figsize=(5, 4))

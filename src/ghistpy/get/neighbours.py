@@ -43,6 +43,15 @@ def composition(
     ------
     ValueError
         There is no such table, result or part; the message says what to run.
+
+    Examples
+    --------
+    >>> import ghistpy as gp
+    >>> sdata = gp.datasets.simulate_slide(n_cells=200, n_genes=5)
+    >>> gp.tl.composition(sdata)
+    >>> frame = gp.get.composition(sdata)
+    >>> list(frame), int(frame["n"].sum())
+    (['region', 'cell_type', 'n', 'proportion'], 200)
     """
     return _read(adata_or_sdata, table_key, key, part, {"shares": "", "agreement": "_agreement"}, "tl.composition")
 
@@ -104,6 +113,14 @@ def ripley(
     ------
     ValueError
         There is no such table, result or part.
+
+    Examples
+    --------
+    >>> import ghistpy as gp
+    >>> sdata = gp.datasets.simulate_slide(n_cells=600, n_genes=5)
+    >>> gp.tl.ripley_l(sdata, max_radius=40, step=5)
+    >>> int(gp.get.ripley(sdata, part="curves")["radius"].max())
+    40
     """
     return _read(adata_or_sdata, table_key, key, part, {"scores": "_scores", "curves": ""}, "tl.ripley_l")
 
@@ -135,6 +152,10 @@ def comparison(
     ------
     ValueError
         There is no such table, result or part.
+
+    Examples
+    --------
+    See :func:`ghistpy.tl.compare_tables`.
     """
     parts = {"summary": "_summary", "values": ""}
     return _read(adata_or_sdata, table_key, key, part, parts, "tl.compare_tables")
@@ -264,6 +285,14 @@ def markers(
     ------
     ValueError
         There is no such table or result: ``embed`` was not run, or found no types.
+
+    Examples
+    --------
+    >>> import ghistpy as gp
+    >>> table = gp.datasets.simulate_slide(n_cells=200, n_genes=5)["measured"]
+    >>> gp.tl.embed(table)  # doctest: +SKIP
+    >>> list(gp.get.markers(table))  # doctest: +SKIP
+    ['cell_type', 'rank', 'gene', 'score', 'log2_fold_change']
     """
     table, where = _table(adata_or_sdata, table_key)
     if key not in table.uns:

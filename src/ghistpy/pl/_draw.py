@@ -44,13 +44,13 @@ def marks_of(sdata: SpatialData, table: AnnData, where: str) -> Marks:
     """Where the rows of a table lie and how large they are.
 
     Nuclei: ``obsm["spatial"]`` and ``obs["area_um2"]``. Spots: the circles of the shapes that the table
-    annotates.
+    annotates. Raises ``ValueError`` when they lie on several slides.
     """
     from ghistpy.io.tables import linked_to
 
-    link = linked_to(table)
-    if link is not None and link[2] == _keys.SPOT_ID and link[0]:
-        return _spot_marks(sdata, table, link[0][0])
+    link, regions = linked_to(table), one_slide(table, where)
+    if link is not None and link[2] == _keys.SPOT_ID and regions:
+        return _spot_marks(sdata, table, regions[0])
     if _keys.SPATIAL not in table.obsm:
         raise ValueError(f"{where} has no obsm['spatial'] (x, y in µm), so its rows have no place on the slide")
     xy = np.asarray(table.obsm[_keys.SPATIAL], dtype=np.float64)
@@ -60,10 +60,30 @@ def marks_of(sdata: SpatialData, table: AnnData, where: str) -> Marks:
     return Marks(np.arange(len(xy)), xy, diameter)
 
 
-def table_marks(sdata: SpatialData | None, table: AnnData) -> Marks:
+def one_slide(table: AnnData, where: str) -> list[str]:
+    """The element that the rows annotate, as a list that is empty without a link; an error where they are several.
+
+    Each element has coordinates of its own: one figure would draw slides on top of each other.
+    """
+    from ghistpy.io.tables import linked_to
+
+    link = linked_to(table)
+    if link is None or link[1] not in table.obs:
+        return link[0][:1] if link is not None else []
+    regions = sorted(table.obs[link[1]].astype(str).unique())
+    if len(regions) > 1:
+        raise ValueError(
+            f"{where} annotates {len(regions)} elements (slides), {regions[:5]}, which one figure would draw on top of "
+            f"each other; draw one at a time: table[table.obs[{link[1]!r}] == {regions[0]!r}]"
+        )
+    return regions
+
+
+def table_marks(sdata: SpatialData | None, table: AnnData, where: str) -> Marks:
     """Circles of the rows; without a slide or areas, of the size that fits between neighbours."""
+    one_slide(table, where)
     if sdata is not None or _keys.AREA_UM2 in table.obs:
-        return marks_of(sdata, table, "the table") if sdata is not None else _of_area(table)
+        return marks_of(sdata, table, where) if sdata is not None else _of_area(table)
     from ghistpy.geometry import local_density
 
     xy = _xy(table)
@@ -186,10 +206,10 @@ def shapes_in(sdata: SpatialData, table: AnnData, image_key: str | None, extent:
     from ghistpy.io import get_mpp, open_image, open_labels
     from ghistpy.io.tables import linked_to
 
-    link = linked_to(table)
-    if image_key is None or link is None or len(link[0]) != 1 or link[0][0] not in sdata.labels:
+    link, regions = linked_to(table), one_slide(table, "the table")
+    if image_key is None or link is None or not regions or regions[0] not in sdata.labels:
         return None
-    source, mpp = open_labels(sdata, link[0][0]), get_mpp(sdata, image_key)
+    source, mpp = open_labels(sdata, regions[0]), get_mpp(sdata, image_key)
     if source.shape != open_image(sdata, image_key).shape[-2:]:
         return None
     x0, y0, x1, y1 = (round(v / mpp) for v in extent)

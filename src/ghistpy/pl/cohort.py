@@ -48,6 +48,17 @@ def cohort_composition(
     ------
     ValueError
         There are no such features, missing shares, or no such column.
+
+    Examples
+    --------
+    >>> import anndata, numpy, pandas
+    >>> import ghistpy as gp
+    >>> shares = numpy.random.default_rng(0).dirichlet([2, 1, 1], 8)
+    >>> var = pandas.DataFrame({"kind": "proportion_raw", "cell_type": ["B", "T", "NK"]}, index=["B", "T", "NK"])
+    >>> obs = pandas.DataFrame(index=[f"P{i}" for i in range(8)])
+    >>> ax = gp.pl.cohort_composition(anndata.AnnData(shares, obs=obs, var=var))
+    >>> len(ax.get_xticklabels())
+    8
     """
     from matplotlib.patches import Patch
 

@@ -66,6 +66,15 @@ def embedding(
     ------
     ValueError
         No such ``obsm``, gene or column.
+
+    Examples
+    --------
+    >>> import ghistpy as gp
+    >>> sdata = gp.datasets.simulate_slide(n_cells=200, n_genes=5)
+    >>> table = sdata["measured"]
+    >>> table.obsm["X_umap"] = table.obsm["spatial"]  # in place of that of tl.embed
+    >>> gp.pl.embedding(table, "cell_type").get_title(loc="left")
+    '200 cells'
     """
     table, where = table_of(adata_or_sdata, table_key)
     if basis not in table.obsm:

@@ -74,6 +74,14 @@ def cna_genome(
     ------
     ValueError
         There is no result, or an unknown ``value``.
+
+    Examples
+    --------
+    >>> import ghistpy as gp
+    >>> cohort = gp.datasets.simulate_cohort(n_patients=80, seed=1)
+    >>> gp.tl.cna_association(cohort, cohort.uns["cna"], positions=cohort.uns["positions"])
+    >>> gp.pl.cna_genome(cohort).get_ylabel()
+    'mean −log₁₀ p of gene × feature'
     """
     from ghistpy.get import cna
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,6 +28,7 @@ _QUADRANTS = {
     2: ("low among high", "#7CC4EE"),
 }
 _GREY, _ALONE = "#C9C9C9", "#EDEDED"
+_LINE = 44  # letters of a line of the note, which a map of the usual size has room for
 
 
 def local_moran(
@@ -53,8 +55,8 @@ def local_moran(
     table_key
         Table of the slide; None = its only one.
     alpha
-        Cells with a larger p-value, or without one, are grey. None = every cell has the colour of its
-        quadrant, whatever its p-value.
+        Cells with a larger p-value, or without one, are grey. None, or when no cell has a p-value: every cell has
+        the colour of its quadrant.
     image_key
         H&E image to draw below, of a SpatialData; None = none.
     window_um
@@ -65,13 +67,13 @@ def local_moran(
     Returns
     -------
     matplotlib.axes.Axes
-        x and y in µm, y downwards; the legend counts all cells of the table, and the title says that p-values
-        are not adjusted, or why there are none.
+        x and y in µm, y downwards; the legend counts all cells of the table, and a note below the title says that
+        p-values are not adjusted, or why there are none.
 
     Raises
     ------
     ValueError
-        No such result, table, gene or image, or no coordinates.
+        No such result, table, gene or image, no coordinates, or cells of several slides.
 
     Examples
     --------
@@ -94,8 +96,10 @@ def local_moran(
         raise ValueError(f"gene={gene!r} has no local Moran's I under key={key!r}; there are {genes}")
     quadrant = np.asarray(table.obsm[f"{key}_quadrant"])[:, genes.index(gene)]
     pval = np.asarray(table.obsm[f"{key}_pval"])[:, genes.index(gene)]
+    without = bool(np.isnan(pval).all())
+    alpha = None if without else alpha  # a map in grey would show nothing
     shown = np.where((quadrant > 0) & ((pval <= alpha) if alpha is not None else True), quadrant, 0)
-    marks = table_marks(sdata, table)
+    marks = table_marks(sdata, table, where)
     picture, extent = frame_of(sdata, image_key, window_um or bounds([marks], margin=0.02), marks)
     entries = _legend(shown, quadrant, pval, alpha)
     ax = get_map_axes(ax, extent, entries)
@@ -105,9 +109,9 @@ def local_moran(
     kept = kept.take(np.argsort(shown[kept.rows] > 0, kind="stable"))  # coloured cells on top
     draw_circles(ax, kept, extent, facecolors=rgba[kept.rows])
     finish_map(ax, extent)
-    ax.set_title(gene, fontsize=9, color=INK, fontstyle="italic", pad=15)
+    text = _p_note(notes, without, alpha)
+    ax.set_title(gene, fontsize=9, color=INK, fontstyle="italic", pad=6 + 9 * (1 + text.count("\n")))
     style = {"ha": "center", "fontsize": 7, "color": INK, "gid": "note"}
-    text = _p_note(notes, pval, alpha)
     ax.annotate(text, (0.5, 1), (0, 4), xycoords="axes fraction", textcoords="offset points", **style)
     outside_legend(ax, dots(entries), title="local Moran's I (cells)")
     return ax
@@ -132,10 +136,9 @@ def _legend(shown: np.ndarray, quadrant: np.ndarray, pval: np.ndarray, alpha: fl
     return entries
 
 
-def _p_note(notes: dict, pval: np.ndarray, alpha: float | None) -> str:
-    if np.isnan(pval).all():
-        why = f"p withheld: {notes['withheld']}" if notes.get("withheld") else "no p-values: n_perms was 0"
-        predicted = "" if alpha is None else "; alpha=None colours cells without p"
-        return why + predicted
+def _p_note(notes: dict, without: bool, alpha: float | None) -> str:
+    if without:
+        why = f"p withheld: {notes['withheld']}" if notes.get("withheld") else "p not computed: n_perms was 0"
+        return f"all cells\n{fill(why, _LINE)}"
     tested = f"p of {notes['n_perms']} permutations, not adjusted for the number of cells"
-    return tested if alpha is not None else f"all cells, whatever their p ({tested})"
+    return fill(tested if alpha is not None else f"all cells, whatever their p ({tested})", _LINE)

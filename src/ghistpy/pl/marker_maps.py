@@ -72,6 +72,14 @@ def marker_maps(
     ------
     ValueError
         An unknown table or gene.
+
+    Examples
+    --------
+    >>> import ghistpy as gp
+    >>> sdata = gp.datasets.simulate_slide(n_cells=200, n_genes=5)
+    >>> axes = gp.pl.marker_maps(sdata, "GENE001", table_keys="measured")
+    >>> [ax.get_title() for ax in axes[0]]
+    ['H&E', 'cell type', 'GENE001']
     """
     from ghistpy.io import get_element
 

@@ -95,6 +95,14 @@ def nn_correlation(
     ------
     ValueError
         A key was not computed or a gene is unknown.
+
+    Examples
+    --------
+    >>> import ghistpy as gp
+    >>> sdata = gp.datasets.simulate_slide(n_cells=200, n_genes=5)
+    >>> gp.tl.neighborhood_correlation(sdata)
+    >>> len(gp.pl.nn_correlation(sdata, n_genes=3).get_yticks())
+    3
     """
     table, where = table_of(adata_or_sdata, table_key)
     keys = [keys] if isinstance(keys, str) else list(keys)
@@ -183,6 +191,14 @@ def interaction(
     ------
     ValueError
         Nothing stored under that key, or an unknown value.
+
+    Examples
+    --------
+    >>> import ghistpy as gp
+    >>> sdata = gp.datasets.simulate_slide(n_cells=200, n_genes=5)
+    >>> gp.tl.cell_type_interaction(sdata, radius=30)
+    >>> len(gp.pl.interaction(sdata).get_xticks()) == sdata["measured"].obs["cell_type"].nunique()
+    True
     """
     table, where = table_of(adata_or_sdata, table_key)
     if value not in ("log2_ratio", "zscore", "fraction"):
@@ -296,6 +312,14 @@ def ripley(
     ------
     ValueError
         Nothing stored under that key, or an unknown type.
+
+    Examples
+    --------
+    >>> import ghistpy as gp
+    >>> sdata = gp.datasets.simulate_slide(n_cells=600, n_genes=5)
+    >>> gp.tl.ripley_l(sdata, max_radius=40, step=5)
+    >>> gp.pl.ripley(sdata, "Malignant").get_title()
+    'around Malignant'
     """
     table, where = table_of(adata_or_sdata, table_key)
     columns = ["cell_type", "neighbor_type", "radius", "l_minus_r"]

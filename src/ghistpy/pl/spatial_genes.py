@@ -74,7 +74,7 @@ def svg(
     Raises
     ------
     ValueError
-        No such result, table, layer, gene or image, or no coordinates.
+        No such result, table, layer, gene or image, no coordinates, or cells of several slides.
 
     Examples
     --------
@@ -88,7 +88,7 @@ def svg(
     from ghistpy.get import svg as read
 
     frame = read(adata_or_sdata, table_key=table_key, key=key).set_index("gene")
-    table, _ = table_of(adata_or_sdata, table_key)
+    table, where = table_of(adata_or_sdata, table_key)
     sdata = adata_or_sdata if hasattr(adata_or_sdata, "tables") else None
     genes = list(frame.index[:n_genes]) if genes is None else [genes] if isinstance(genes, str) else list(genes)
     unknown = [g for g in genes if g not in table.var_names]
@@ -96,7 +96,7 @@ def svg(
         raise ValueError(f"genes: {unknown[:5]} are not in the table (it has {table.var_names[:3].tolist()} ...)")
     if image_key is not None and sdata is None:
         raise ValueError(f"image_key={image_key!r}: an AnnData has no image; give the SpatialData")
-    marks = table_marks(sdata, table)
+    marks = table_marks(sdata, table, where)
     picture, extent = (
         frame_of(sdata, image_key, window_um, marks)
         if image_key is not None

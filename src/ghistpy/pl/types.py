@@ -21,7 +21,7 @@ def composition(
     adata_or_sdata: AnnData | SpatialData,
     *,
     table_key: str = _keys.INSILICO,
-    key: str = _keys.EVALUATION,
+    key: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """Draw the share of every cell type: measured beside predicted, or region by region.
@@ -31,8 +31,11 @@ def composition(
     adata_or_sdata
         Slide or predicted table with an evaluation of nuclei whose types were measured; or one on which
         :func:`ghistpy.tl.composition` ran.
-    table_key, key
-        Table, and the key of its evaluation or of its composition (``"composition"``).
+    table_key
+        Table of the slide.
+    key
+        Key of its evaluation or of its composition. None = ``"evaluation"``, or ``"composition"`` where there is no
+        evaluation.
     ax
         Axes to draw into.
 
@@ -45,11 +48,20 @@ def composition(
     Raises
     ------
     ValueError
-        There is no evaluation, or it compared no cell types.
+        There is neither, or the evaluation compared no cell types.
+
+    Examples
+    --------
+    >>> import ghistpy as gp
+    >>> sdata = gp.datasets.simulate_slide(n_cells=200, n_genes=5)
+    >>> gp.tl.composition(sdata, groupby="niche")
+    >>> gp.pl.composition(sdata, table_key="measured").get_xlabel()
+    'share of cells'
     """
     from ghistpy.get import evaluation
 
     table = getattr(adata_or_sdata, "tables", {}).get(table_key, adata_or_sdata)
+    key = _default_key(table) if key is None else key
     if key + _keys.NOTES in getattr(table, "uns", {}):
         known = known_types(adata_or_sdata, notes_of(table, key).get("cell_type_key", _keys.CELL_TYPE))
         return _stacked(table.uns[key], known, ax)
@@ -79,6 +91,13 @@ def composition(
     for patch, filled in zip(handles.get_patches(), (True, False), strict=True):
         patch.set(facecolor=MUTED if filled else "white", edgecolor=MUTED, linewidth=1.4)
     return ax
+
+
+def _default_key(table: AnnData | SpatialData) -> str:
+    """Of the evaluation, unless the table holds a composition only."""
+    uns = getattr(table, "uns", {})
+    composed = _keys.COMPOSITION + _keys.NOTES in uns and _keys.EVALUATION not in uns.get(_keys.UNS, {})
+    return _keys.COMPOSITION if composed else _keys.EVALUATION
 
 
 def _stacked(frame: pd.DataFrame, known: set[str], ax: Axes | None) -> Axes:

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 _UP, _DOWN, _NONE = "#D55E00", "#0072B2", "#BDBDBD"
 _SMALLEST_P, _CLIP = 1e-300, 300.0
+# columns of effect, adjusted p and names
+_OF_STATES = ("log_fc", "pval_adj_global", ("gene", "cell_type"))
+_OF_COPIES = ("mean_difference", "pval_adj", ("gene", "feature"))
+_TRANSFORMS = {"proportion_clr": "centred log-ratios of shares", "proportion_logit": "log odds of shares"}
 
 
 def volcano(
@@ -25,10 +29,10 @@ def volcano(
     *,
     key: str = _keys.DIFFERENTIAL_STATE,
     contrast: str | None = None,
-    effect: str = "log_fc",
+    effect: str | None = None,
     pval: str = "pval",
-    pval_adj: str = "pval_adj_global",
-    name: str | Sequence[str] = ("gene", "cell_type"),
+    pval_adj: str | None = None,
+    name: str | Sequence[str] | None = None,
     max_pval_adj: float = 0.05,
     min_effect: float = 0.0,
     n_labels: int = 15,
@@ -39,16 +43,19 @@ def volcano(
     Parameters
     ----------
     adata_or_frame
-        Patients with a result of :func:`ghistpy.tl.differential_state`, or any frame with the columns below.
+        Patients with a result of :func:`ghistpy.tl.differential_state` or :func:`ghistpy.tl.cna_association`, or any
+        frame with the columns below, such as that of :func:`ghistpy.get.cna`.
     key
-        ``key_added`` of the tool.
+        ``key_added`` of the tool; ``"cna_association"`` for copy number.
     contrast
         Groups compared, as in the column ``contrast``; needed where a result holds several.
     effect, pval, pval_adj
-        Columns. Where there is a column ``log10_`` + ``pval`` or ``log_`` + ``pval`` (natural log), it is used:
-        p itself may be 0. Without one, p below 1e-300 is drawn there as a triangle.
+        Columns. ``effect`` None = ``"log_fc"``, of copy number ``"mean_difference"``; ``pval_adj`` None =
+        ``"pval_adj_global"``, of copy number ``"pval_adj"``. Where there is a column ``log10_`` + ``pval`` or ``log_``
+        + ``pval`` (natural log), it is used: p itself may be 0. Without one, p below 1e-300 is drawn there as a
+        triangle.
     name
-        Column or columns with the names.
+        Column or columns with the names. None = ``("gene", "cell_type")``, of copy number ``("gene", "feature")``.
     max_pval_adj, min_effect
         Points with at most this adjusted p and at least this absolute effect are coloured and counted.
     n_labels
@@ -73,12 +80,25 @@ def volcano(
     >>> ax = gp.pl.volcano(frame, pval_adj="fdr", name="gene")
     >>> [text.get_text() for text in ax.texts if text.get_gid() == "label"]
     ['A']
+
+    Copy number:
+
+    >>> cohort = gp.datasets.simulate_cohort(n_patients=80, seed=1)
+    >>> gp.tl.cna_association(cohort, cohort.uns["cna"], positions=cohort.uns["positions"])
+    >>> gp.pl.volcano(cohort, key="cna_association").get_xlabel()
+    'mean difference, gains − losses (normal scores of ranks)'
     """
     frame, label = _one_contrast(_result(adata_or_frame, key), contrast)
+    preset = _OF_COPIES if {"mean_difference", "feature"} <= set(frame.columns) else _OF_STATES
+    effect, pval_adj = effect or preset[0], pval_adj or preset[1]
+    name = name or preset[2]
     names = [name] if isinstance(name, str) else list(name)
     absent = [c for c in (effect, pval, pval_adj, *names) if c not in frame.columns]
     if absent:
-        raise ValueError(f"columns {absent} are not in the result; there are {list(frame.columns)}")
+        raise ValueError(
+            f"columns {absent} are not in the result; there are {list(frame.columns)}, name them by effect=, pval=, "
+            "pval_adj= and name="
+        )
     height = _minus_log10(frame, pval)
     known = np.isfinite(frame[effect].to_numpy(dtype=np.float64)) & ~np.isnan(height)
     frame, height = frame[known], height[known]
@@ -107,17 +127,18 @@ def volcano(
     first, rest = (
         [" ".join(str(frame[c].iloc[i]) for c in part) for i in top] for part in (names[:together], names[together:])
     )
+    italic = "gene" in names[0] and not str(notes.get("kind")).startswith("proportion")  # types are no genes
     height = np.minimum(height[top], _CLIP if clipped.any() else np.inf)
-    place_labels(ax, x[top], height, first, notes=rest, italic="gene" in names[0])
+    place_labels(ax, x[top], height, first, notes=rest, italic=italic)
     return ax
 
 
 def _result(adata_or_frame: AnnData | pd.DataFrame, key: str) -> pd.DataFrame:
     if isinstance(adata_or_frame, pd.DataFrame):
         return adata_or_frame
-    from ghistpy.get import differential_state as read
+    from ghistpy.get import cna, differential_state
 
-    return read(adata_or_frame, key=key)
+    return cna(adata_or_frame, key=key) if key in adata_or_frame.uns else differential_state(adata_or_frame, key=key)
 
 
 def _one_contrast(frame: pd.DataFrame, contrast: str | None) -> tuple[pd.DataFrame, str]:
@@ -155,16 +176,24 @@ def _draw_points(ax: Axes, x: np.ndarray, height: np.ndarray, passes: np.ndarray
 
 
 def _effect_label(effect: str, notes: dict, contrast: str) -> str:
-    """The effect with the base of its logarithm, where the result says it, and the groups compared."""
+    """The effect with its scale, where the result says it, and the groups compared."""
     label = effect.replace("_", " ")
     if effect == "mean_difference":
         label = "mean difference, gains − losses"
-        label += " (normal scores of ranks)" if notes.get("transform") == "rank_normal" else ""
+        label += " (normal scores of ranks)" if notes.get("params", {}).get("transform") == "rank_normal" else ""
     if effect == "log_fc":
-        label = {"log": "difference of log1p values (base e)", "counts": "log₂ fold change"}.get(
-            notes.get("scale", ""), "log fold change"
-        )
+        label = _difference(notes)
     return f"{label}\n{contrast.replace(' - ', ' − ')}" if contrast else label
+
+
+def _difference(notes: dict) -> str:
+    """What ``log_fc`` is: the tool also compares features that are no logarithms of expression."""
+    scale, kind = notes.get("scale"), notes.get("kind") or ""
+    if scale == "log" and notes.get("source") == "features" and not kind.startswith("gene_mean"):
+        return (
+            f"difference of means ({_TRANSFORMS.get(kind, kind.replace('_', ' '))})" if kind else "difference of means"
+        )
+    return {"log": "difference of log1p values (base e)", "counts": "log₂ fold change"}.get(scale, "log fold change")
 
 
 def _minus_log10(frame: pd.DataFrame, pval: str) -> np.ndarray:

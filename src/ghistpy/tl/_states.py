@@ -63,6 +63,7 @@ def from_features(
     notes = patients.notes | {
         "n_missing_values": int(np.isnan(patients.X).sum()),
         "source": "features",
+        "kind": kind,
         "n_vars": adata.n_vars,
     }
     warn_of_repeats(adata.obs.drop(columns=list(agree_on), errors="ignore"), patient_key, notes)  # pairs may repeat
