@@ -66,7 +66,7 @@ RISK_ORIGIN = "risk_origin"
 EXTERNAL = "external_validation"
 # tables of one slide (tl.composition, tl.neighborhood_correlation, ...)
 NOTES = "_notes"  # suffix of the key in uns that holds parameters and what was left out
-COMPOSITION_LOCAL = "composition_local"
+LOCAL = "_local"  # suffix of the key in obsm that holds the shares around every cell
 NN_CORRELATION = "nn_correlation"
 INTERACTION = "interaction"
 RIPLEY_L = "ripley_l"

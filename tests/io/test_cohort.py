@@ -369,3 +369,16 @@ def test_other_bad_input(manifest):
         gp.Cohort(pd.DataFrame({"sample": ["a", "b"]}), slides={"a": table(2)})
     with pytest.raises(ValueError, match="on_error='ignore'"):
         gp.io.read_cohort(manifest).map(total, on_error="ignore")
+
+
+def test_subset_by_name_and_by_condition(manifest):
+    cohort = gp.io.read_cohort(manifest)
+    assert cohort.subset(["c", "a"]).samples == ["c", "a"]
+    assert cohort.subset("b").samples == ["b"]
+    assert cohort.subset(cohort.obs["age"] == 50).samples == ["a", "b"]
+    assert cohort.subset([False, True, False]).samples == ["b"]
+    assert cohort.subset([]).samples == []
+    with pytest.raises(
+        ValueError, match=r"samples: \['nope'\] are not in this cohort; its 3 samples are \['a', 'b', 'c'\]"
+    ):
+        cohort.subset(["a", "nope"])

@@ -375,3 +375,53 @@ def test_shares_of_types_are_tested_under_their_name():
     assert frame["cell_type"].unique().tolist() == ["all cells"]
     assert frame.loc["B", "pval"] < 1e-6
     assert frame.loc["T/NK", "pval"] > 0.01
+
+
+@pytest.mark.parametrize("data", ["cells", "slides", "cohort"])
+def test_kind_is_refused_where_there_are_no_kinds(data):
+    cells = make_cells()
+    given = {"cells": cells, "slides": {"S0": cells}, "cohort": gp.Cohort(slides={"S0": cells})}[data]
+    with pytest.raises(ValueError, match=r"kind='nonsense': expected None; .* kinds='proportion_clr'\), then"):
+        gp.tl.differential_state(given, groupby="arm", patient_key="patient", kind="nonsense")
+
+
+def test_sums_of_slides_are_kept_on_disk(tmp_path, caplog, monkeypatch):
+    cells = make_cells()
+    rows = []
+    for patient, arm in cells.obs.groupby("patient")["arm"].first().items():
+        cells[cells.obs["patient"] == patient].copy().write_h5ad(tmp_path / f"{patient}.h5ad")
+        rows.append((patient, f"{patient}.h5ad", patient, arm))
+    frame = pd.DataFrame(rows, columns=["sample", "path", "patient", "arm"])
+    frame.to_csv(tmp_path / "cohort.csv", index=False)
+    cached, of_cohort = [], gp.Cohort.map
+
+    def counting(cohort, *args, **kwargs):
+        results = of_cohort(cohort, *args, **kwargs)
+        cached.append(results.n_cached)
+        return results
+
+    monkeypatch.setattr(gp.Cohort, "map", counting)
+    found = [
+        gp.get.differential_state(gp.tl.differential_state(gp.io.read_cohort(tmp_path / "cohort.csv"), groupby="arm"))
+        for _ in range(2)
+    ]
+    assert cached == [0, 10]
+    assert "cannot be kept" not in caplog.text
+    pd.testing.assert_frame_equal(*found)
+    gp.tl.differential_state(cells, groupby="arm", patient_key="patient")
+    np.testing.assert_allclose(found[0]["pval"], gp.get.differential_state(cells)["pval"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_groups_that_differ_in_cells_are_named(weighted, caplog):
+    rng = np.random.default_rng(0)
+    arm = np.repeat(["few", "many"], 6)
+    cells = np.where(arm == "few", 15, 300)
+    obs = pd.DataFrame({"patient": np.repeat([f"P{i}" for i in range(12)], cells), "arm": np.repeat(arm, cells)})
+    obs = pd.concat([obs.assign(cell_type="B"), obs.groupby("patient").head(12).assign(cell_type="T")])
+    adata = anndata.AnnData(rng.normal(size=(len(obs), 20)), obs=obs.set_index(np.arange(len(obs)).astype(str)))
+    gp.tl.differential_state(adata, groupby="arm", patient_key="patient", weighted=weighted)
+    notes = gp.get.differential_state(adata).attrs["notes"]
+    assert notes["median_cells_where_unequal"] == {"B": {"few": 15, "many": 300}}
+    assert "differ more than 3 times between groups of 'arm' in B" in caplog.text
+    assert ("7 % at 5 %" in caplog.text) == weighted

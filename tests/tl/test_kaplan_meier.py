@@ -374,3 +374,42 @@ def test_groups_that_are_none():
     adata.obs["risk"] = "x"
     with pytest.raises(ValueError, match="risk_key='risk' holds object, expected numbers"):
         gp.tl.stratify_risk(adata)
+
+
+@pytest.mark.parametrize("change", ["none", "renamed", "order of patients", "permuted", "truncated", "other event"])
+@pytest.mark.parametrize("method", ["median", "quartiles"])
+def test_permutation_p_is_of_these_times_and_events(cross_validated, change, method):
+    adata = cross_validated.copy()
+    gp.tl.stratify_risk(adata, method=method)
+    follow_up = dict(FOLLOW_UP)
+    months = adata.obs["months"].to_numpy()
+    if change == "renamed":
+        adata.obs["t_months"] = months
+        follow_up["time_key"] = "t_months"
+    elif change == "order of patients":
+        adata = adata[::-1].copy()
+    elif change == "permuted":
+        adata.obs["months"] = np.random.default_rng(0).permutation(months)
+    elif change == "truncated":
+        limit = np.quantile(months, 0.7)
+        adata.obs["dead"] = np.where(months > limit, 0, adata.obs["dead"].astype(int))
+        adata.obs["months"] = months.clip(max=limit)
+    elif change == "other event":
+        follow_up["event_value"] = 1 - int(FOLLOW_UP.get("event_value", 1))
+    gp.tl.kaplan_meier(adata, **follow_up)
+    found = gp.get.kaplan_meier(adata)
+    same = change in ("none", "renamed", "order of patients")
+    assert np.isfinite(found["pval_permutation"].iloc[0]) == same
+    assert ("no_pval_permutation" in found.attrs["notes"]) != same
+
+
+def test_too_many_groups_say_what_helps():
+    adata = make_patients(90)
+    adata.obs["site"] = pd.Categorical([f"H{i % 37}" for i in range(90)])
+    message = (
+        r"groupby='site' has 37 values among 90 patients, .*: expected at most 20 groups, .*; merge values, or keep"
+    )
+    with pytest.raises(ValueError, match=message):
+        _test_of(adata, groupby="site")
+    with pytest.raises(ValueError, match="cut the number into groups"):
+        _test_of(adata, groupby="age")

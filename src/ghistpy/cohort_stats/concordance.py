@@ -77,7 +77,7 @@ class Censoring:
         return np.where(at >= 0, self.probability[np.maximum(at, 0)], 1.0)
 
 
-def default_tau(time: np.ndarray, event: np.ndarray, *, at_risk: float = 0.1) -> float:
+def default_tau(time: np.ndarray, *, at_risk: float = 0.1) -> float:
     """Latest time at which a tenth of the patients is still followed: later weights of Uno's index explode."""
     return float(np.quantile(np.asarray(time, dtype=np.float64), 1 - at_risk))
 

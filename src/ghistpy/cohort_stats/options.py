@@ -19,10 +19,18 @@ def one_of(name: str, value: Any, allowed: Sequence[str]) -> None:
         raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, allowed))}")
 
 
-def whole_number(name: str, value: Any, least: int) -> None:
-    """Refuse what is no whole number of at least ``least``."""
+def whole_number(value: Any, argument: str, least: int = 0) -> int:
+    """A whole number of at least ``least``, or an error; 2.0 is none, as for ``range``.
+
+    Examples
+    --------
+    >>> whole_number(1.5, "n_splits", 2)
+    Traceback (most recent call last):
+    ValueError: n_splits=1.5: expected a whole number of at least 2
+    """
     if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
-        raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}")
+        raise ValueError(f"{argument}={value!r}: expected a whole number of at least {least}")
+    return int(value)
 
 
 def not_negative(name: str, value: Any, *, zero: bool = True) -> None:
@@ -36,9 +44,9 @@ def check_resampling(
     *, n_bootstraps: int = 1, n_permutations: int = 0, permutation_repeats: int | None = None, n_jobs: int = 1
 ) -> None:
     """Refuse numbers of resamples and processes that mean nothing."""
-    whole_number("n_bootstraps", n_bootstraps, 1)
-    whole_number("n_permutations", n_permutations, 0)
+    whole_number(n_bootstraps, "n_bootstraps", 1)
+    whole_number(n_permutations, "n_permutations")
     if permutation_repeats is not None:
-        whole_number("permutation_repeats", permutation_repeats, 1)
+        whole_number(permutation_repeats, "permutation_repeats", 1)
     if isinstance(n_jobs, bool) or not hasattr(n_jobs, "__index__") or n_jobs == 0:
         raise ValueError(f"n_jobs={n_jobs!r}: expected a number of processes, or -1 for all cores")

@@ -31,9 +31,9 @@ class Classifier:
     def __post_init__(self) -> None:
         """Refuse options that would silently mean another method."""
         one_of("decision", self.decision, ("margin", "platt"))
-        whole_number("n_features", self.n_features, 1)
-        whole_number("n_splits", self.n_splits, 2)
-        whole_number("n_repeats", self.n_repeats, 1)
+        whole_number(self.n_features, "n_features", 1)
+        whole_number(self.n_splits, "n_splits", 2)
+        whole_number(self.n_repeats, "n_repeats", 1)
 
 
 @dataclass(frozen=True)

@@ -50,9 +50,9 @@ class Procedure:
         one_of("penalty", self.penalty, get_args(Penalty))
         one_of("risk_scale", self.risk_scale, RISK_SCALES)
         not_negative("ridge", self.ridge)
-        whole_number("n_features", self.n_features, 1)
-        whole_number("n_splits", self.n_splits, 2)
-        whole_number("n_repeats", self.n_repeats, 1)
+        whole_number(self.n_features, "n_features", 1)
+        whole_number(self.n_splits, "n_splits", 2)
+        whole_number(self.n_repeats, "n_repeats", 1)
 
 
 @dataclass

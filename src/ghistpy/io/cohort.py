@@ -129,7 +129,24 @@ class Cohort:
         return ((sample, self[sample]) for sample in self.samples)
 
     def subset(self, samples: Any) -> Cohort:
-        """The cohort of some samples, or of those where a boolean column is true."""
+        """The cohort of some samples, or of those where a boolean column is true.
+
+        Raises
+        ------
+        ValueError
+            Names that are not in the cohort.
+        """
+        import pandas as pd
+
+        named = [samples] if isinstance(samples, str) else list(samples)
+        if not pd.api.types.is_bool_dtype(pd.Series(named)):
+            samples = named
+            unknown = [s for s in named if s not in self.obs.index]
+            if unknown:
+                raise ValueError(
+                    f"samples: {unknown[:5]} are not in this cohort; its {len(self)} samples are {self.samples[:5]}"
+                    f"{' …' if len(self) > 5 else ''}. Columns are chosen by a condition: cohort.obs['stage'] == 'II'"
+                )
         keep = self.obs.loc[samples].index
         out = object.__new__(Cohort)
         out.__dict__.update(self.__dict__)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
+    from ghistpy.cohort_stats.endpoint import Endpoint
+
 BECOMES = "becomes the median of the training fold where it is a number, a level of its own where it is none"
 _PATIENT_NAMES = ("patient", "patient_id", "patientid", "case", "case_id", "subject", "subject_id", "donor", "donor_id")
 _FEW_PARTITIONS = 10
@@ -97,9 +99,12 @@ def note_folds(folds: np.ndarray, groups: np.ndarray | None, notes: dict[str, An
         )
 
 
-def hash_of_patients(names: Sequence[str]) -> str:
-    """Short name of a set of patients, whatever their order."""
-    return hashlib.sha256("\n".join(sorted(map(str, names))).encode()).hexdigest()[:16]
+def hash_of_followup(names: Sequence[str], endpoint: Endpoint) -> str:
+    """Short name of who was followed (names of all rows of the table), how long and to what, whatever the order."""
+    of_patients = np.asarray(names)[endpoint.rows]
+    # nine digits: the mean over the rows of a patient is not exact
+    rows = [f"{n}\t{t:.9g}\t{e:d}" for n, t, e in zip(of_patients, endpoint.time, endpoint.event, strict=True)]
+    return hashlib.sha256("\n".join(sorted(rows)).encode()).hexdigest()[:16]
 
 
 def null_of_permutations(groups: np.ndarray | None, notes: dict[str, Any]) -> None:

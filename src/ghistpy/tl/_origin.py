@@ -145,7 +145,7 @@ def group_names(column: pd.Series, argument: str) -> list[str]:
     Raises
     ------
     ValueError
-        One group only, or so many that the column is a number or a name.
+        One group only, more than 20, or so many that the column is a number or a name.
     """
     import pandas as pd
 
@@ -161,8 +161,11 @@ def group_names(column: pd.Series, argument: str) -> list[str]:
     if len(names) < 2:
         raise ValueError(f"{argument}={column.name!r} has one group only, {names}, among {len(there)} patients")
     if len(names) > MANY_GROUPS or (len(names) > 3 and 2 * len(names) > len(there)):
+        merge = f"merge values, or keep those to compare: obs[key].where(obs[key].isin({names[:2]}))"
+        cut = "cut the number into groups (pandas.cut, tl.stratify_risk)"
         raise ValueError(
             f"{argument}={column.name!r} has {len(names)} values among {len(there)} patients, such as "
-            f"{', '.join(names[:3])}: expected groups; cut a number into groups (pandas.cut, tl.stratify_risk)"
+            f"{', '.join(names[:3])}: expected at most {MANY_GROUPS} groups, of two patients or more on average; "
+            f"{cut if pd.api.types.is_numeric_dtype(there) else merge}"
         )
     return names

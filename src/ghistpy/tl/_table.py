@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ghistpy import _keys
+from ghistpy.cohort_stats.options import whole_number
 from ghistpy.tl._values import expression, gene_columns, require_counts
 
 if TYPE_CHECKING:
@@ -168,14 +169,6 @@ def regions(table: Table) -> np.ndarray | None:
         return None
     codes = np.unique(names, return_inverse=True)[1]
     return codes if codes.max(initial=0) > 0 else None
-
-
-def whole_number(value: Any, argument: str, least: int = 0) -> int:
-    """A whole number of at least ``least``, or an error."""
-    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, (bool, np.bool_))
-    if not number or not np.isfinite(value) or int(value) != value or value < least:
-        raise ValueError(f"{argument}={value!r}: expected a whole number of at least {least}")
-    return int(value)
 
 
 def cell_types(table: Table, key: str = _keys.CELL_TYPE) -> tuple[np.ndarray, list[str]]:

@@ -121,7 +121,7 @@ def composition(
     if radius is not None:
         found = neighbours(table, radius=radius)
         local = stats.local_composition(codes, len(names), found.weights)
-        table.adata.obsm[f"{key_added}_local"] = local
+        table.adata.obsm[key_added + _keys.LOCAL] = local
         notes |= found.notes
     if reference is not None:
         other = _reference(adata_or_sdata, reference)

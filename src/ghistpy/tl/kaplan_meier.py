@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ghistpy import _keys
-from ghistpy.tl._cohort_design import hash_of_patients, warn_of_repeats
+from ghistpy.tl._cohort_design import hash_of_followup, warn_of_repeats
 from ghistpy.tl._origin import (
     CROSS_VALIDATED,
     DESCRIPTIVE,
@@ -148,7 +148,7 @@ def kaplan_meier(
     under whatever name and cut-off they stand in ``obs``: their χ² and p are marked ``descriptive``. So are
     groups named like those of :func:`stratify_risk` whose record is lost, as after ``anndata.concat``. The
     permutation p of :func:`ghistpy.tl.survival_cv` stands beside them when there is one for these patients,
-    this outcome and these groups (median or quartiles of their own risks).
+    these times and events and these groups (median or quartiles of their own risks).
 
     References
     ----------
@@ -180,9 +180,8 @@ def kaplan_meier(
     with_group = np.ones(len(table), dtype=bool) if groupby is None else table[groupby].notna().to_numpy()
     notes["n_without_group"] = int((~with_group).sum())
     obs = table.loc[with_group]
-    endpoint = read_endpoint(
-        obs, time_key=time_key, event_key=event_key, event_value=event_value, time_unit=time_unit, keep_zero=True
-    )
+    follow_up = {"time_key": time_key, "event_key": event_key, "event_value": event_value, "time_unit": time_unit}
+    endpoint = read_endpoint(obs, **follow_up, keep_zero=True)
     for reason, names in endpoint.excluded.items():
         note(notes, f"{len(names)} patients are left out ({reason}): {listed(names)}")
     for message in endpoint.notes:
@@ -201,7 +200,7 @@ def kaplan_meier(
     frames = _group_frames(endpoint, group, order)
     if groupby is not None:
         row = _test(adata, endpoint, group, order, groupby, notes)
-        row["pval_permutation"] = _permutation_p(adata, table, obs.iloc[endpoint.rows], groupby, endpoint, notes)
+        row["pval_permutation"] = _permutation_p(adata, table, obs.iloc[endpoint.rows], groupby, follow_up, notes)
         frames["test"] = pd.DataFrame([row])
     store(adata, key_added, frames, notes)
 
@@ -272,9 +271,15 @@ def _test(
 
 
 def _permutation_p(
-    adata: AnnData, table: pd.DataFrame, compared: pd.DataFrame, groupby: str, endpoint: Endpoint, notes: dict[str, Any]
+    adata: AnnData,
+    table: pd.DataFrame,
+    compared: pd.DataFrame,
+    groupby: str,
+    follow_up: dict[str, Any],
+    notes: dict[str, Any],
 ) -> float:
     """The p of the permutations, where it is of these patients, this outcome and these groups; NaN otherwise."""
+    from ghistpy.cohort_stats.endpoint import read_endpoint
     from ghistpy.cohort_stats.survival_cv import split_risk
 
     origin = trace_groups(adata, groupby)
@@ -284,16 +289,14 @@ def _permutation_p(
         return np.nan
     done = read_notes(adata, origin["result"])
     risk = table[risk_key].to_numpy(dtype=np.float64, na_value=np.nan)
-    same = (
-        done.get("outcome") == notes["outcome"]
-        and done.get("analysed") == hash_of_patients(table.index[np.isfinite(risk)])
-        and done.get("time_unit") == notes["time_unit"]
-    )
     high = (compared[groupby].astype(str) == HIGH).to_numpy()
     for method in ("median", "quartiles"):
         group = split_risk(risk, method)
         members = table.index[group >= 0]
-        if same and members.equals(compared.index) and np.array_equal(high, group[group >= 0] == 1):
+        if not (members.equals(compared.index) and np.array_equal(high, group[group >= 0] == 1)):
+            continue
+        analysed = table.loc[np.isfinite(risk)]  # with the middle of quartiles, which the permutations saw
+        if done.get("analysed") == hash_of_followup(analysed.index, read_endpoint(analysed, **follow_up)):
             pvalues = stored["permutation"].set_index("statistic")["pval"]
             notes["pval_permutation"] = (
                 f"one-sided, whole procedure on permuted outcomes of {done['n_analysed']} patients; "

@@ -166,7 +166,7 @@ def _validate(
     pairs = Pairs.of(time, event)
     samples = pairs.resampled(risk, bootstrap_counts(len(time), n_bootstraps, seed))
     low, high = np.nanquantile(samples, [0.025, 0.975])
-    tau = default_tau(time, event)
+    tau = default_tau(time)
     uno = Pairs.of(time, event, tau=tau, censoring=Censoring.of(time, event)).index(risk)
     slope = fit_cox(risk[:, None], RiskSets.of(time, event))
     half = 1.959964 * np.sqrt(slope.covariance[0, 0])

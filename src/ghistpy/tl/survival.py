@@ -12,7 +12,7 @@ from ghistpy import _keys
 from ghistpy.tl._cohort_design import (
     BECOMES,
     count_missing,
-    hash_of_patients,
+    hash_of_followup,
     image_matrix,
     note_folds,
     null_of_permutations,
@@ -234,7 +234,7 @@ def survival_cv(
     models = _models(baselines, clinical.shape[1], image.shape[1], notes)
     design = _design(patients, endpoint, clinical, image, groups)
     how = replace(how, models=models)
-    tau = default_tau(design.time, design.event) if tau is None else float(tau)
+    tau = default_tau(design.time) if tau is None else float(tau)
     _describe(notes, patients, endpoint, design, how, tau, group_key, clinical_names)
     found = cross_validate(design, how, tau=tau, n_jobs=n_jobs, progress=progress)
     in_test = [int(design.event[fold == k].sum()) for fold in found.folds for k in range(n_splits)]
@@ -298,7 +298,7 @@ def _describe(
     in_training = events * (how.n_splits - 1) / how.n_splits
     notes |= {
         "n_analysed": n,
-        "analysed": hash_of_patients(patients.names[endpoint.rows]),
+        "analysed": hash_of_followup(patients.names, endpoint),
         "n_events": events,
         "event_fraction": events / n,
         "excluded": {reason: len(names) for reason, names in endpoint.excluded.items()},

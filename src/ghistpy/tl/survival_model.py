@@ -108,7 +108,7 @@ def survival_fit(
     one_of("screen", screen, SCREENS)
     one_of("penalty", penalty, get_args(Penalty))
     not_negative("ridge", ridge)
-    whole_number("n_features", n_features, 0)
+    whole_number(n_features, "n_features")
     keys = (covariates,) if isinstance(covariates, str) else tuple(covariates)
     patients = resolve_patients(adata, kind=kind, layer=layer, patient_key=patient_key, agree_on=(time_key, event_key))
     notes = patients.notes | {"outcome": [time_key, event_key]}
