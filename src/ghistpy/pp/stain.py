@@ -100,14 +100,14 @@ def normalize_stain(
 
     Writes
     ------
-    ======================================= ====== ===== =======================================================
-    key                                     slot   dtype meaning
-    ======================================= ====== ===== =======================================================
-    ``key_added``                           images uint8 (3, y, x), lazy; size, levels and Scale of the image
-    ``["ghistpy"]["normalized"][key_added]`` attrs dict  image_key, method, reference and source: by this
-                                                         ``tl.predict_expression`` knows that the image is
-                                                         normalised already
-    ======================================= ====== ===== =======================================================
+    ======================================== ====== ===== ======================================================
+    key                                      slot   dtype meaning
+    ======================================== ====== ===== ======================================================
+    ``key_added``                            images uint8 (3, y, x), lazy; size, levels and Scale of the image
+    ``["ghistpy"]["normalized"][key_added]`` attrs  dict  image_key, method, reference and source: by this
+                                                          ``tl.predict_expression`` knows that the image is
+                                                          normalised already
+    ======================================== ====== ===== ======================================================
 
     Raises
     ------
