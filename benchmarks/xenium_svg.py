@@ -43,7 +43,7 @@ def rejected(table: AnnData, key: str) -> list[int]:
     return [int((table.var[f"{key}_{column}"] < 0.05).sum()) for column in ("pval", "pval_adj")]
 
 
-def test_region(table: AnnData, n_shifts: int) -> dict:
+def one_region(table: AnnData, n_shifts: int) -> dict:
     """Ranks and rejections of one region."""
     for method in METHODS:
         gp.tl.svg(table, method=method, key_added=method, progress=False)
@@ -80,7 +80,7 @@ def main() -> None:
     results = {}
     for name in REGIONS:
         table = read_region(options.data / "data" / "xenium_breast_rep1", name)
-        results[name] = test_region(table, options.shifts)
+        results[name] = one_region(table, options.shifts)
         print(name, json.dumps(results[name], indent=1), flush=True)
         for method in ("moran", "sparkx"):
             gp.pl.svg(table, key=method, n_genes=options.top)
